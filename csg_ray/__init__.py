@@ -1,0 +1,1 @@
+"""Contrastive Syn-to-Real Generalization, searched and scaled with Ray."""

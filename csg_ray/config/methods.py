@@ -1,0 +1,70 @@
+"""Settings of each method. One class per method, told apart by its literal `name`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Section(BaseModel):
+    """A strict, frozen group of settings: unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class VanillaConfig(Section):
+    """Cross-entropy on the source alone."""
+
+    name: Literal["vanilla"] = "vanilla"
+
+
+class CSGConfig(Section):
+    """Contrastive Syn-to-Real Generalization (Chen et al., ICLR 2021). Defaults as published."""
+
+    name: Literal["csg"] = "csg"
+    loss_weight: float = Field(
+        0.1, ge=0, le=1e4, description="lambda, weight of the NCE sum (Eq. 4)"
+    )
+    temperature: float = Field(0.07, gt=0, le=100, description="tau of InfoNCE (Eq. 3)")
+    stages: str = Field("3,4", description="G, the stages that carry the loss (Eq. 5)")
+    ema_momentum: float = Field(0.999, ge=0, le=1, description="m of the EMA projection heads")
+    projection_dim: int = Field(128, ge=1, le=4096)
+    queue_size: int | Literal["auto"] = Field(
+        "auto", description="K keys per stage; auto: min(65536, 0.43 of the keys of an epoch)"
+    )
+    pooling: Literal["attention", "mean"] = "attention"
+    attention_from: Literal["encoder", "self"] = Field(
+        "encoder", description="whose map gives the reference's attention (Sec. 3.4)"
+    )
+    detach_attention: bool = False
+    patch_grid: int = Field(
+        1, ge=1, le=64, description="patches per side for the dense loss (Eq. 6)"
+    )
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _normalise_stages(cls, value: Any) -> str:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError(f"must be stage numbers such as '3,4', not {value!r}")
+        parts = [part.strip() for part in str(value).split(",")]
+        if not set(parts) <= {"1", "2", "3", "4"} or len(set(parts)) != len(parts):
+            raise ValueError(
+                f"must be different stages out of 1, 2, 3, 4 such as '3,4', not {value!r}"
+            )
+        return ",".join(sorted(parts))
+
+    @field_validator("queue_size")
+    @classmethod
+    def _positive_queue(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1 or 'auto'")
+        return value
+
+    def stage_numbers(self) -> tuple[int, ...]:
+        """G as numbers, ascending."""
+        return tuple(int(part) for part in self.stages.split(","))
+
+
+MethodConfig = Annotated[VanillaConfig | CSGConfig, Field(discriminator="name")]
+METHOD_CONFIGS: dict[str, type[Section]] = {"vanilla": VanillaConfig, "csg": CSGConfig}
