@@ -1,0 +1,1 @@
+"""What a study or run holds: read, ranked, exported, evaluated. Works without Ray."""

@@ -1,0 +1,85 @@
+"""The deliverable of a search: a trial's run config, with where it comes from."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from csg_ray.config.errors import UserError
+from csg_ray.results.selection import RULES, needs_target_labels
+from csg_ray.results.study import Study, Trial
+from csg_ray.training.records import write_atomically
+
+CHOSEN_BY_ID = "chosen by id"
+
+
+def export_config(study: Study, trial: Trial, selection: str | None = None) -> dict[str, Any]:
+    """A trial as a plain run config that `csg_ray.config.load_config` reads, plus `provenance`.
+
+    Args:
+        study: holds the trial.
+        trial: with at least one finished epoch.
+        selection: the rule that picked the trial; None: the user did, by its id.
+
+    Returns:
+        The sections of the run config in their order, `provenance` last; plain types only.
+    """
+    config = study.space.config_for(dict(trial.params)).model_dump(mode="json")
+    origin = {
+        "study": study.name,
+        "trial": trial.id,
+        "state": trial.state,
+        "selection": selection or CHOSEN_BY_ID,
+        "selected with target labels": selected_with_target_labels(study, selection),
+        "metrics": {key: trial.last[key] for key in sorted(trial.last) if key != "timestamp"},
+        "seed": config["seed"],
+        "repeats": study.space.search.repeats,
+    }
+    return config | {"provenance": origin | dict(study.provenance)}
+
+
+def selected_with_target_labels(study: Study, selection: str | None) -> bool:
+    """Whether target labels had a hand in a pick: in the rule, or in what steered the search.
+
+    A pick by id counts as one: whoever made it could read the accuracies on target_val.
+    """
+    if selection is None or RULES[selection].uses_target_labels:
+        return True
+    search = study.space.search
+    steered = search.sampler in ("tpe", "nsga2") or search.scheduler == "asha"
+    return steered and any(needs_target_labels(goal.metric) for goal in study.space.objectives)
+
+
+def write_config(mapping: Mapping[str, Any], path: Path) -> None:
+    """Write a run config as YAML, whole or not at all.
+
+    Raises:
+        UserError: `path` exists, or its folder is missing or refuses to be written to.
+    """
+    check_new_file(path)
+    write_atomically(path, yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True))
+
+
+def check_new_file(path: Path) -> None:
+    """Refuse a path that exists or whose folder cannot be written to, before any work is done."""
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path} exists and is not overwritten; choose another name or remove it")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist")
+    check_writable(path.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made.
+
+    Trying is the only sure way: permission bits say nothing about read-only or full disks.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".csg-ray-"):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror}") from None

@@ -1,0 +1,41 @@
+"""What a running search tells whoever watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+TrialState = Literal[
+    "pending", "running", "completed", "stopped", "diverged", "failed", "unfinished"
+]
+
+
+@dataclass(frozen=True)
+class TrialUpdate:
+    """One trial as it stands now."""
+
+    id: str
+    state: TrialState
+    epoch: int = 0
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Progress(Protocol):
+    """The watcher of a search; called from one thread, must return at once."""
+
+    def study_started(
+        self, study: str, directory: Path, num_trials: int, epochs: int, metric: str, mode: str
+    ) -> None:
+        """A search begins or goes on: `num_trials` in all, `epochs` each."""
+
+    def trial_updated(self, update: TrialUpdate) -> None:
+        """A trial was made, finished an epoch, or ended."""
+
+    def message(self, text: str) -> None:
+        """One sentence that the user should read."""
+
+    def study_finished(self) -> None:
+        """No more updates will come."""

@@ -1,0 +1,160 @@
+"""Which trial wins: named rules on plain records, and how far two rules agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+from csg_ray.config.errors import UserError, nearest
+
+_NORMAL_QUANTILE = 1.959963984540054  # 97.5 %
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A selection rule: the metric it ranks by, and what it has to see of the target."""
+
+    name: str
+    metric: str
+    mode: Literal["max", "min"]
+    uses_target_labels: bool
+    meaning: str
+
+
+RULES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule(
+            "target_val",
+            "target_val/mean_class_accuracy",
+            "max",
+            True,
+            "accuracy on target_val",
+        ),
+        Rule(
+            "source_val",
+            "source_val/mean_class_accuracy",
+            "max",
+            False,
+            "accuracy on source_val",
+        ),
+        Rule(
+            "hse",
+            "target_val/hse",
+            "min",
+            False,
+            "hyperspherical energy of target_val images, without their labels",
+        ),
+    )
+}
+
+
+class Candidate(Protocol):
+    """What a rule needs to know of a trial."""
+
+    @property
+    def id(self) -> str:
+        """Unique in its study; a longer id is a later one."""
+
+    @property
+    def state(self) -> str:
+        """Only `completed` ones can win: the others did not have the full budget."""
+
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """Metrics of the last epoch; empty when there is none."""
+
+
+AnyCandidate = TypeVar("AnyCandidate", bound=Candidate)
+
+
+def find_rule(name: str) -> Rule:
+    """The rule called `name`.
+
+    Raises:
+        UserError: there is no such rule.
+    """
+    if name not in RULES:
+        raise UserError(f"no selection rule '{name}': {nearest(name, RULES)}")
+    return RULES[name]
+
+
+def needs_target_labels(metric: str) -> bool:
+    """Whether choosing by `metric` looks at labels of the target (its energy needs images only)."""
+    split, _, name = metric.partition("/")
+    return split.startswith("target") and not name.startswith("hse")
+
+
+def final_value(candidate: Candidate, metric: str) -> float | None:
+    """`metric` at the last epoch of a trial that may win; None for all other trials."""
+    value = candidate.last.get(metric)
+    if candidate.state != "completed" or candidate.last.get("diverged") or value is None:
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def rank(
+    candidates: Iterable[AnyCandidate], metric: str, mode: Literal["max", "min"]
+) -> list[AnyCandidate]:
+    """The trials that may win by `metric`, best first; equal ones by id, the lower first."""
+    sign = -1.0 if mode == "max" else 1.0
+    valued = [(final_value(candidate, metric), candidate) for candidate in candidates]
+    keyed = [
+        (sign * value, len(candidate.id), candidate.id, candidate)
+        for value, candidate in valued
+        if value is not None
+    ]
+    return [candidate for *_, candidate in sorted(keyed, key=lambda entry: entry[:3])]
+
+
+@dataclass(frozen=True)
+class Spearman:
+    """A rank correlation; the interval does not exist where the correlation is +1 or -1."""
+
+    rho: float
+    interval: tuple[float, float] | None
+    count: int
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> Spearman | None:
+    """Spearman's rank correlation with a 95 % interval.
+
+    Equal values share their mean rank. The interval is Fisher's z with the standard error
+    sqrt((1 + rho^2 / 2) / (n - 3)) of Bonett and Wright (Psychometrika 65, 2000, Eq. 7).
+
+    Args:
+        x: (n,) values.
+        y: (n,) values, paired with `x`.
+
+    Returns:
+        None for fewer than four pairs, or when one side does not vary.
+    """
+    assert len(x) == len(y), "values must come in pairs"
+    count = len(x)
+    if count < 4:
+        return None
+    rho = _pearson(_ranks(x), _ranks(y))
+    if rho is None:
+        return None
+    if abs(rho) > 1 - 1e-12:
+        return Spearman(math.copysign(1.0, rho), None, count)
+    half_width = _NORMAL_QUANTILE * math.sqrt((1 + rho**2 / 2) / (count - 3))
+    centre = math.atanh(rho)
+    interval = (math.tanh(centre - half_width), math.tanh(centre + half_width))
+    return Spearman(rho, interval, count)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    order = sorted(values)
+    first = {value: index for index, value in reversed(list(enumerate(order)))}
+    last = {value: index for index, value in enumerate(order)}
+    return [(first[value] + last[value]) / 2 for value in values]
+
+
+def _pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    variance = sum((a - mean_x) ** 2 for a in x) * sum((b - mean_y) ** 2 for b in y)
+    return covariance / math.sqrt(variance) if variance > 0 else None

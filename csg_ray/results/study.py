@@ -1,0 +1,217 @@
+"""A study read from its plain files, while or after a search wrote them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from csg_ray.config.errors import UserError
+from csg_ray.results.selection import Spearman, final_value, find_rule, rank, spearman
+from csg_ray.search_space import SearchSpace, parse_search_space
+from csg_ray.training.records import read_results
+
+STUDY_FORMAT = 1
+FINAL_STATES = ("completed", "stopped", "diverged", "failed")
+ACCURACY = "target_val/mean_class_accuracy"
+ENERGY = "target_val/hse"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a study.
+
+    Attributes:
+        state: completed | stopped (by the scheduler) | diverged | failed | unfinished.
+        origin: warm start | sampler | grid.
+        results: the metrics of every finished epoch, in order.
+    """
+
+    id: str
+    params: Mapping[str, Any]
+    origin: str
+    state: str
+    reason: str
+    results: tuple[Mapping[str, Any], ...]
+    directory: Path
+
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """Metrics of the last epoch; empty when there is none."""
+        return self.results[-1] if self.results else {}
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return int(self.last.get("epoch", 0))
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the newest checkpoint is, if it was kept."""
+        return self.directory / "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Study:
+    """One search: its space, its provenance, its trials in the order of their ids."""
+
+    directory: Path
+    space: SearchSpace
+    provenance: Mapping[str, Any]
+    restores: tuple[Mapping[str, Any], ...]
+    trials: tuple[Trial, ...]
+
+    @property
+    def name(self) -> str:
+        """The name that the search-space file gave."""
+        return self.space.study
+
+    @property
+    def published(self) -> Trial | None:
+        """The first warm start: the published settings, when the file begins with them."""
+        return next((trial for trial in self.trials if trial.origin == "warm start"), None)
+
+    def trial(self, trial_id: str) -> Trial:
+        """The trial called `trial_id`; leading zeros may be left out.
+
+        Raises:
+            UserError: there is no such trial.
+        """
+        for trial in self.trials:
+            if trial.id.lstrip("0") == trial_id.lstrip("0"):
+                return trial
+        held = f"{self.trials[0].id} to {self.trials[-1].id}" if self.trials else "no trial yet"
+        raise UserError(f"study {self.directory} has no trial '{trial_id}'; it holds {held}")
+
+    def top(self, k: int, selection: str = "target_val") -> list[Trial]:
+        """The best `k` completed trials by a selection rule, best first."""
+        rule = find_rule(selection)
+        return rank(self.trials, rule.metric, rule.mode)[:k]
+
+    def best_trial(self, selection: str = "target_val") -> Trial | None:
+        """The winner by a selection rule, at the last epoch of the full budget.
+
+        Args:
+            selection: target_val (accuracy), source_val (accuracy), hse (of target_val).
+
+        Returns:
+            None when no trial has completed.
+        """
+        return next(iter(self.top(1, selection)), None)
+
+    def energy_and_accuracy(self) -> Spearman | None:
+        """How the target's energy and accuracy go together over the completed trials."""
+        pairs = [
+            (energy, accuracy)
+            for trial in self.trials
+            if (energy := final_value(trial, ENERGY)) is not None
+            and (accuracy := final_value(trial, ACCURACY)) is not None
+        ]
+        return spearman([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+
+def is_study(path: Path) -> bool:
+    """Whether `path` is a study directory."""
+    return (path / "study.yaml").is_file()
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study directory.
+
+    Raises:
+        UserError: `path` is not a study, cannot be read, or comes from a newer version.
+    """
+    directory = Path(path)
+    header = _read_header(directory)
+    trials = [_read_trial(folder) for folder in sorted(_trial_folders(directory))]
+    found = [trial for trial in trials if trial is not None]
+    return Study(
+        directory=directory,
+        space=parse_search_space(header["space"]),
+        provenance=header["provenance"],
+        restores=tuple(header.get("restores") or ()),
+        trials=tuple(sorted(found, key=lambda trial: (len(trial.id), trial.id))),
+    )
+
+
+def _read_header(directory: Path) -> dict[str, Any]:
+    file = directory / "study.yaml"
+    try:
+        header = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        what = "does not exist" if not directory.exists() else "holds no study.yaml"
+        raise UserError(f"{directory} is not a study: it {what}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read: {_first_line(error)}") from None
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise UserError(f"{file} is not the description of a study: it has no 'format' number")
+    if header["format"] > STUDY_FORMAT:
+        raise UserError(
+            f"{directory} was written by a newer csg_ray {header.get('csg_ray')} (format "
+            f"{header['format']}, this one reads {STUDY_FORMAT}); update csg_ray to read it"
+        )
+    for key in ("space", "provenance"):
+        if not isinstance(header.get(key), dict):
+            raise UserError(f"{file} is not the description of a study: it has no '{key}'")
+    return header
+
+
+def _trial_folders(directory: Path) -> list[Path]:
+    trials = directory / "trials"
+    try:
+        return [folder for folder in trials.iterdir() if folder.is_dir()] if trials.exists() else []
+    except OSError as error:
+        raise UserError(f"{trials} cannot be read: {_first_line(error)}") from None
+
+
+def _read_trial(folder: Path) -> Trial | None:
+    # The state first: a driver writes it last, so the epochs read after it are all there.
+    state = _read_json(folder / "state.json") or {}
+    try:
+        results = read_results(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the results in {folder} cannot be read: {_first_line(error)}") from None
+    params = _read_json(folder / "params.json")
+    if params is None:
+        if results:
+            raise UserError(
+                f"{folder} holds results, but its params.json is missing or damaged; "
+                "bring that file back from a copy, or remove the folder"
+            )
+        return None
+    return Trial(
+        id=str(params["id"]),
+        params=params["params"],
+        origin=str(params["origin"]),
+        state=_known_state(state.get("state", "unfinished"), folder),
+        reason=str(state.get("reason", "")),
+        results=tuple(results),
+        directory=folder,
+    )
+
+
+def _known_state(state: str, folder: Path) -> str:
+    if state not in (*FINAL_STATES, "unfinished"):
+        raise UserError(f"{folder}/state.json has the unknown state '{state}'; update csg_ray")
+    return state
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file; None when it is missing or torn."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {_first_line(error)}") from None
+    return value if isinstance(value, dict) else None
+
+
+def _first_line(error: Exception) -> str:
+    """The sentence in an error, without the lines that explain where."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return (reason or str(error)).splitlines()[0]

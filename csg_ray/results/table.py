@@ -1,0 +1,57 @@
+"""A study as one table: a row per trial and epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csg_ray.results.study import Study
+
+
+def build_table(study: Study) -> pa.Table:
+    """One row per (trial, epoch); a trial that has none yet keeps one row without metrics.
+
+    Columns: id, state, reason, origin, `param/<path>` for every searched setting, the metrics.
+    """
+    rows = [
+        {"id": trial.id, "state": trial.state, "reason": trial.reason, "origin": trial.origin}
+        | {f"param/{path}": value for path, value in trial.params.items()}
+        | dict(metrics)
+        for trial in study.trials
+        for metrics in (trial.results or ({},))
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: _column([row.get(name) for row in rows]) for name in sorted(names, key=_order)}
+    return pa.table(columns)
+
+
+def write_table(study: Study, path: Path) -> None:
+    """Write the table as Parquet, whole or not at all, over an older table of the same study."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        pq.write_table(build_table(study), temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _order(name: str) -> tuple[int, str]:
+    leading = ["id", "state", "reason", "origin", "epoch"]
+    if name in leading:
+        return leading.index(name), ""
+    return (5 if name.startswith("param/") else 6), name
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    """A typed column; values of different kinds, such as 512 and 'auto', all become text."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float}:
+        kind = pa.float64() if float in kinds else pa.int64()
+        return pa.array(values, type=kind)
+    if kinds == {bool}:
+        return pa.array(values, type=pa.bool_())
+    return pa.array([None if value is None else str(value) for value in values], type=pa.string())
