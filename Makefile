@@ -1,0 +1,56 @@
+# The menu. Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: help install format check lint type test test-fast test-ray test-all search clean
+
+help:            ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "csg_ray needs Python 3.11 or newer; set PYTHON=python3.X")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing csg_ray into $(VENV) (torch is large: a few minutes)"
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(INSTALL) --group dev
+	@touch $@
+
+install: $(VENV)/.installed-dev  ## .venv with the project and the tools
+
+search: $(VENV)/.installed       ## search CSG on digits; a second call starts a second study
+	@$(BIN)/csg-ray search search_spaces/digits.yaml
+
+format: $(VENV)/.installed-dev   ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+	$(BIN)/lint-imports
+
+type: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+check: lint type test-fast       ## format, lint, layers, types, fast tests
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/pytest -q
+
+test-ray: $(VENV)/.installed-dev
+	$(BIN)/pytest -q -m "ray and not slow"
+
+test: test-fast test-ray         ## everything but the slow tests
+
+test-all: $(VENV)/.installed-dev ## with the slow tests
+	$(BIN)/pytest -q -m "not gpu and not data"
+
+clean:           ## remove .venv and caches; studies and runs stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

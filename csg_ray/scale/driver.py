@@ -1,0 +1,232 @@
+"""The study's book-keeping, without Ray: who runs what, what stops, what is written down.
+
+Ray only calls in: `next_trial`, `report`, `finish`. Everything that a later restore needs is in the
+study's plain files before the call returns.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from csg_ray.results.progress import Progress, TrialUpdate
+from csg_ray.results.study import Trial
+from csg_ray.scale.halving import SuccessiveHalving
+from csg_ray.scale.suggestions import Suggestions
+from csg_ray.search_space import SearchSpace
+from csg_ray.training.records import write_atomically
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass
+class LiveTrial:
+    """A trial of this driver: its setting, its Optuna number, its reports so far."""
+
+    id: str
+    params: dict[str, Any]
+    number: int
+    results: list[dict[str, Any]] = field(default_factory=list)
+    cut: bool = False
+
+
+class StudyDriver:
+    """Hands out trials and closes them.
+
+    Args:
+        space: what is searched; `space.search.num_trials` is the study's total.
+        directory: the study's directory.
+        progress: told of every change.
+        trials: trials of earlier drivers, as read from the directory.
+
+    Attributes:
+        halted: why the study cannot go on for now (a full disk), else None.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        directory: Path,
+        progress: Progress,
+        trials: Sequence[Trial] = (),
+    ) -> None:
+        self.halted: str | None = None
+        self._space = space
+        self._directory = directory
+        self._progress = progress
+        # Fixed over a study, so any point tells it.
+        self._epochs = space.config_for(space.first_point()).train.epochs
+        self._halving = _build_halving(space, self._epochs)
+        self._live: dict[str, LiveTrial] = {}
+        cut = self._replay(trials)
+        finished, unfinished = self._close_ended(trials, cut)
+        self._resuming = list(unfinished)
+        self._suggestions = Suggestions(space, finished, unfinished)
+        self._count = max((int(trial.id) for trial in trials), default=0)
+        self._left = space.search.num_trials - len(trials)
+        for trial in finished:
+            progress.trial_updated(_update(trial.id, trial.state, trial.params, trial.results))
+
+    @property
+    def remaining(self) -> int:
+        """Trials still to be handed out, interrupted ones included."""
+        return len(self._resuming) + max(0, self._left)
+
+    def next_trial(self) -> LiveTrial | None:
+        """The next trial to run, written down before it is handed out; None if there is none."""
+        if self.halted or self.remaining == 0:
+            return None
+        suggestion = self._suggestions.ask()
+        if suggestion is None:
+            self._left = 0
+            return None
+        if self._resuming:
+            old = self._resuming.pop(0)
+            trial = LiveTrial(old.id, old.params, suggestion.number, list(old.results))
+        else:
+            self._count += 1
+            self._left -= 1
+            trial = LiveTrial(f"{self._count:04d}", suggestion.params, suggestion.number)
+            record = {
+                "id": trial.id,
+                "params": trial.params,
+                "origin": suggestion.origin,
+                "created": time.time(),
+            }
+            if not self._write(trial.id, "params.json", record):
+                return None
+        self._live[trial.id] = trial
+        self._progress.trial_updated(_update(trial.id, "pending", trial.params, trial.results))
+        return trial
+
+    def started(self, trial_id: str) -> None:
+        """A trial's process is up."""
+        trial = self._live[trial_id]
+        self._progress.trial_updated(_update(trial_id, "running", trial.params, trial.results))
+
+    def trial_directory(self, trial_id: str) -> Path:
+        """Where a trial's files are."""
+        return self._directory / "trials" / trial_id
+
+    def report(self, trial_id: str, metrics: Mapping[str, Any]) -> bool:
+        """Take one epoch's metrics; True if the trial is to be cut now.
+
+        An epoch that is known already (a trial that was restarted from its checkpoint repeats its
+        last ones) changes nothing.
+        """
+        trial = self._live.get(trial_id)
+        if trial is None:
+            return False
+        if trial.results and metrics["epoch"] <= trial.results[-1]["epoch"]:
+            return False
+        trial.results.append(dict(metrics))
+        self._progress.trial_updated(_update(trial_id, "running", trial.params, trial.results))
+        trial.cut = trial.cut or self._cuts(trial_id, metrics)
+        return trial.cut
+
+    def halt(self, reason: str) -> None:
+        """Stop handing out trials; the study stays restorable."""
+        if self.halted is None:
+            self.halted = reason
+
+    def finish(self, trial_id: str, error: str | None = None) -> None:
+        """Close a trial that has ended: tell Optuna, write its state, tell the user."""
+        trial = self._live.pop(trial_id, None)
+        if trial is None:
+            return
+        state, reason = self._end_state(trial.results, trial.cut, error)
+        if state == "unfinished":
+            return
+        self._suggestions.tell(trial.number, state, trial.results)
+        self._write_state(trial_id, state, reason)
+        self._progress.trial_updated(_update(trial_id, state, trial.params, trial.results))
+
+    def _end_state(
+        self, results: Sequence[Mapping[str, Any]], cut: bool, error: str | None
+    ) -> tuple[str, str]:
+        epoch = int(results[-1]["epoch"]) if results else 0
+        if error is not None:
+            return "failed", error
+        if results and results[-1].get("diverged"):
+            return "diverged", f"diverged in epoch {epoch}"
+        if epoch >= self._epochs:
+            return "completed", f"all {self._epochs} epochs"
+        if cut:
+            return "stopped", f"cut by ASHA after epoch {epoch}"
+        return "unfinished", ""
+
+    def _cuts(self, trial_id: str, metrics: Mapping[str, Any]) -> bool:
+        objective = self._space.objectives[0]
+        if self._halving is None or objective.metric not in metrics:
+            return False
+        value = float("nan") if metrics.get("diverged") else float(metrics[objective.metric])
+        return self._halving.stops(trial_id, int(metrics["epoch"]), value)
+
+    def _replay(self, trials: Sequence[Trial]) -> set[str]:
+        """Feed old reports to ASHA in the order in which they came; ids that it had cut."""
+        lines = [(line.get("timestamp", 0.0), trial.id, line) for trial in trials for line in trial.results]
+        cut = set()
+        for _, trial_id, line in sorted(lines, key=lambda entry: (entry[0], entry[1])):
+            if self._cuts(trial_id, line):
+                cut.add(trial_id)
+        return cut
+
+    def _close_ended(
+        self, trials: Sequence[Trial], cut: set[str]
+    ) -> tuple[list[Trial], list[Trial]]:
+        """Split into finished and unfinished; give those their state that the last driver did not."""
+        finished, unfinished = [], []
+        for trial in trials:
+            if trial.state != "unfinished":
+                finished.append(trial)
+                continue
+            state, reason = self._end_state(trial.results, trial.id in cut, None)
+            if state == "unfinished":
+                unfinished.append(trial)
+            else:
+                self._write_state(trial.id, state, reason)
+                finished.append(trial.with_state(state, reason))
+        return finished, unfinished
+
+    def _write_state(self, trial_id: str, state: str, reason: str) -> None:
+        record = {"state": state, "reason": reason, "timestamp": time.time()}
+        self._write(trial_id, "state.json", record)
+
+    def _write(self, trial_id: str, name: str, record: Mapping[str, Any]) -> bool:
+        """Write a trial's file; a full disk halts the study instead of ending it."""
+        folder = self.trial_directory(trial_id)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / name, json.dumps(record, indent=1))
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            self.halt(f"no space left on the disk of {self._directory}")
+            return False
+        return True
+
+
+def _build_halving(space: SearchSpace, epochs: int) -> SuccessiveHalving | None:
+    search = space.search
+    if search.scheduler != "asha":
+        return None
+    mode = space.objectives[0].mode
+    return SuccessiveHalving(epochs, search.grace_period, search.reduction_factor, mode)
+
+
+def _update(
+    trial_id: str, state: str, params: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> TrialUpdate:
+    last = results[-1] if results else {}
+    return TrialUpdate(
+        id=trial_id,
+        state=state,
+        epoch=int(last.get("epoch", 0)),
+        metrics=dict(last),
+        params=dict(params),
+    )

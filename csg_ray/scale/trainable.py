@@ -1,0 +1,55 @@
+"""One flat trial: the trial's own process trains, records each epoch, then reports it to Tune."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+
+def train_trial(assignment: dict[str, Any]) -> None:
+    """Train one trial, or go on with one from its checkpoint.
+
+    Args:
+        assignment: `id`, `directory`, `config` (a RunConfig as a mapping), `repeats`, `threads`,
+            `known_epochs` (the reports that the driver already has).
+    """
+    import torch
+
+    from csg_ray.config.run import RunConfig
+    from csg_ray.training.loop import fit
+    from csg_ray.training.records import EpochRecorder, read_results
+
+    torch.set_num_threads(assignment["threads"])
+    directory = Path(assignment["directory"])
+    checkpoint = directory / "checkpoint.pt"
+    try:
+        recorder = EpochRecorder(directory)
+        for line in read_results(directory):
+            if line["epoch"] > assignment["known_epochs"]:
+                tune.report(line)
+
+        def on_epoch_end(metrics: dict[str, float], save_checkpoint: Any) -> None:
+            recorder(metrics, save_checkpoint)
+            tune.report(dict(metrics))
+
+        fit(
+            RunConfig.model_validate(assignment["config"]),
+            on_epoch_end,
+            resume_from=checkpoint if checkpoint.exists() else None,
+            repeats=assignment["repeats"],
+        )
+    except Exception as error:
+        _report_failure(directory, error)
+
+
+def _report_failure(directory: Path, error: Exception) -> None:
+    """Hand the reason to the driver; a full disk pauses the study, all else fails this trial."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        tune.report({"disk_full": str(directory)})
+        return
+    (directory / "error.txt").write_text(traceback.format_exc())
+    tune.report({"error": f"{type(error).__name__}: {error}"})
