@@ -1,4 +1,4 @@
-"""ResNets whose four stages can be tapped: `mini` for 32x32 images, torchvision's for larger ones."""
+"""ResNets whose four stages can be tapped: `mini` for 32x32 images, and torchvision's."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class InstanceBatchNorm(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.half = channels // 2
-        self.instance = nn.InstanceNorm2d(self.half, affine=True)
-        self.batch = nn.BatchNorm2d(channels - self.half)
+        self.widths = [channels // 2, channels - channels // 2]
+        self.instance = nn.InstanceNorm2d(self.widths[0], affine=True)
+        self.batch = nn.BatchNorm2d(self.widths[1])
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalise (N, C, H, W) features; the shape stays."""
-        instance, batch = features.split([self.half, features.shape[1] - self.half], dim=1)
+        instance, batch = torch.split(features, self.widths, dim=1)
         return torch.cat([self.instance(instance), self.batch(batch)], dim=1)
 
 
@@ -49,7 +49,8 @@ class _NormAfterSum(nn.Module):
         if isinstance(block, Bottleneck):
             out = block.bn3(block.conv3(block.relu(out)))
         shortcut = features if block.downsample is None else block.downsample(features)
-        return block.relu(self.instance(out + shortcut))
+        normalised: Tensor = block.relu(self.instance(out + shortcut))
+        return normalised
 
 
 class TappedResNet(nn.Module):
@@ -61,6 +62,12 @@ class TappedResNet(nn.Module):
     Attributes:
         stage_channels: channels of each stage's map, by stage number 1-4.
     """
+
+    conv1: nn.Module
+    bn1: nn.Module
+    relu: nn.Module
+    maxpool: nn.Module
+    fc: nn.Module
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -74,7 +81,7 @@ class TappedResNet(nn.Module):
         return self.get_submodule(f"layer{number}")
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """Map images (N, 3, H, W) to {stage: (N, C_stage, H_stage, W_stage)}, after each last ReLU."""
+        """Map images (N, 3, H, W) to {stage: (N, C_stage, H_stage, W_stage)}, after its ReLU."""
         features = self._stem(images)
         maps = {}
         for number in STAGES:
@@ -161,7 +168,7 @@ def _apply_ibn_a(network: nn.Module) -> None:
     for number in (1, 2, 3):
         for block in network.get_submodule(f"layer{number}").children():
             assert isinstance(block, BasicBlock | Bottleneck)
-            block.bn1 = InstanceBatchNorm(block.conv1.out_channels)  # type: ignore[assignment]
+            block.bn1 = InstanceBatchNorm(block.conv1.out_channels)
 
 
 def _apply_ibn_b(network: nn.Module) -> None:

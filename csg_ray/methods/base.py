@@ -1,0 +1,182 @@
+"""The contract of a training method: what the loop asks of every objective."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from csg_ray.config.errors import UserError
+from csg_ray.config.run import ModelConfig, RunConfig
+from csg_ray.data.loader import Batch
+from csg_ray.data.splits import DomainSplits, Split
+from csg_ray.models.encoders import build_encoder
+from csg_ray.models.resnet import TappedResNet
+from csg_ray.seeding import seeded
+
+ENCODER_GROUPS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+TASK_STAGE = 4
+
+ParameterGroup = tuple[str, list[nn.Parameter], float]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """One batch's loss, and scalars to be averaged over the epoch as `train/<name>`."""
+
+    loss: Tensor
+    logs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EpochContext:
+    """What a method may look at between two epochs."""
+
+    epoch: int
+    splits: DomainSplits
+
+
+class Method(nn.Module):
+    """An encoder with a task head and an objective; a new method overrides what differs.
+
+    Attributes:
+        num_views: draws of the train transform that `training_loss` wants of every image.
+        log_names: names in `StepOutput.logs`, known before the first step.
+    """
+
+    num_views = 1
+    log_names: tuple[str, ...] = ()
+
+    def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.steps_per_epoch = steps_per_epoch
+        with seeded(config.seed, "encoder"):
+            self.encoder = build_encoder(config.model)
+        with seeded(config.seed, "task_head"):
+            channels = self.encoder.stage_channels[TASK_STAGE]
+            self.head = build_task_head(config.model, channels, num_classes)
+        if not config.model.train_batch_norm_affine:
+            _freeze_batch_norm_affine(self.encoder)
+        self.train()
+
+    def train(self, mode: bool = True) -> Method:
+        """Switch to training mode; frozen BatchNorm keeps its running statistics in any mode."""
+        super().train(mode)
+        if self.config.model.freeze_batch_norm:
+            self.encoder.eval()
+        return self
+
+    def features(self, images: Tensor) -> dict[int, Tensor]:
+        """Map images (N, 3, H, W) to the encoder's {stage: (N, C_stage, H_stage, W_stage)}."""
+        maps: dict[int, Tensor] = self.encoder(images)
+        return maps
+
+    def classify(self, maps: dict[int, Tensor]) -> Tensor:
+        """Logits (N, num_classes) from the encoder's maps."""
+        logits: Tensor = self.head(maps[TASK_STAGE].mean(dim=(2, 3)))
+        return logits
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images (N, 3, H, W)."""
+        return self.classify(self.features(images))
+
+    def training_loss(self, batch: Batch) -> StepOutput:
+        """The loss to minimise on one batch of `num_views` views."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """(name, trainable parameters, learning-rate factor); each parameter in just one group."""
+        backbone_mult = self.config.train.backbone_lr_mult
+        groups = [
+            (name, _trainable(self.encoder.get_submodule(name)), backbone_mult)
+            for name in ENCODER_GROUPS
+        ]
+        return [*groups, ("head", _trainable(self.head), 1.0)]
+
+    def after_backward(self) -> None:
+        """Gradients are there, parameters not yet moved."""
+
+    def after_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
+        """The parameters moved: step `step` (from 1) of `total_steps` is finished."""
+
+    def on_epoch_end(self, context: EpochContext) -> None:
+        """An epoch is finished, and not yet evaluated."""
+
+    def training_data(self, splits: DomainSplits, epoch: int) -> Split:
+        """The images of one epoch (from 1)."""
+        return splits.source_train
+
+
+class ReferenceMethod(Method):
+    """A method that compares with a frozen copy of the encoder as it was before training.
+
+    The copy moves between devices with the method but is hidden from `parameters()` and
+    `state_dict()`: it is never trained, and whoever resumes builds it from the same weights. A
+    fingerprint in the state makes sure that they are the same.
+    """
+
+    def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:
+        super().__init__(config, num_classes, steps_per_epoch)
+        reference = copy.deepcopy(self.encoder).eval().requires_grad_(False)
+        self._reference_sha256 = _fingerprint(reference)
+        # In a tuple, so that nn.Module does not register it.
+        self._hidden = (reference,)
+
+    @property
+    def reference_encoder(self) -> TappedResNet:
+        """The frozen encoder."""
+        return self._hidden[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ReferenceMethod:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.reference_encoder._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def get_extra_state(self) -> str:
+        """The fingerprint of the reference encoder, for `state_dict`."""
+        return self._reference_sha256
+
+    def set_extra_state(self, state: Any) -> None:
+        """Refuse a state that was trained against other reference weights."""
+        if state != self._reference_sha256:
+            raise UserError(
+                "the checkpoint was trained against other reference weights than model.weights "
+                f"'{self.config.model.weights}' holds now; put the former weight file back"
+            )
+
+
+def build_task_head(config: ModelConfig, channels: int, num_classes: int) -> nn.Module:
+    """(N, channels) pooled features to (N, num_classes) logits, initialised as torch does."""
+    if config.head == "linear":
+        return nn.Linear(channels, num_classes)
+    return two_layer_head(channels, config.head_width, num_classes)
+
+
+def two_layer_head(channels: int, hidden: int, out: int) -> nn.Sequential:
+    """Linear - ReLU - Linear."""
+    return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
+def _freeze_batch_norm_affine(encoder: nn.Module) -> None:
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(False)
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [param for param in module.parameters() if param.requires_grad]
+
+
+def _fingerprint(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,150 @@
+"""Contrastive Syn-to-Real Generalization (Chen et al., ICLR 2021)."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from csg_ray.config.methods import CSGConfig
+from csg_ray.config.run import RunConfig
+from csg_ray.contrastive.embedding import (
+    attention_pool,
+    normalise,
+    split_patches,
+    update_ema,
+)
+from csg_ray.contrastive.info_nce import info_nce
+from csg_ray.contrastive.negative_queue import NegativeQueue
+from csg_ray.data.loader import Batch, image_size
+from csg_ray.methods.base import ParameterGroup, ReferenceMethod, StepOutput, two_layer_head
+from csg_ray.seeding import seeded, sub_seed
+
+MAX_QUEUE_SIZE = 65536
+QUEUE_EPOCH_SHARE = 0.43
+
+
+class CSG(ReferenceMethod):
+    """Cross-entropy plus InfoNCE between the encoder and the frozen reference encoder.
+
+    At every stage of G the encoder's embedding of an image (the query) is pulled to the reference's
+    embedding of the same image (the key) and pushed from the keys of earlier images.
+    """
+
+    log_names = ("nce",)
+
+    def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:
+        super().__init__(config, num_classes, steps_per_epoch)
+        assert isinstance(config.method, CSGConfig)
+        method = config.method
+        self.settings = method
+        self.loss_weight = method.loss_weight
+        self.temperature = method.temperature
+        self.ema_momentum = method.ema_momentum
+        independent = config.augment.num_ops > 0 and config.augment.views == "independent"
+        self.num_views = 2 if independent else 1
+        self._check_patch_grid()
+        keys_per_step = config.train.batch_size * method.patch_grid**2
+        self.queue_size = _queue_size(method.queue_size, keys_per_step, steps_per_epoch)
+        self.projection_heads = nn.ModuleDict()
+        self.queues = nn.ModuleDict()
+        for stage in method.stage_numbers():
+            channels = self.encoder.stage_channels[stage]
+            with seeded(config.seed, f"projection_head/{stage}"):
+                self.projection_heads[str(stage)] = two_layer_head(
+                    channels, channels, method.projection_dim
+                )
+            self.queues[str(stage)] = NegativeQueue(
+                method.projection_dim,
+                self.queue_size,
+                sub_seed(config.seed, f"queue/{stage}"),
+            )
+        self.ema_projection_heads = copy.deepcopy(self.projection_heads).requires_grad_(False)
+        self._pending_keys: dict[str, Tensor] = {}
+
+    def training_loss(self, batch: Batch) -> StepOutput:
+        """CE + lambda * sum over G of InfoNCE (Eq. 4 and 5); the new keys wait for `after_step`."""
+        maps = self.features(batch.views[0])
+        task = functional.cross_entropy(self.classify(maps), batch.labels)
+        self._pending_keys = self._keys(batch.views[-1], maps)
+        nce = torch.stack(
+            [
+                info_nce(self._query(stage, maps), key, self._negatives(stage), self.temperature)
+                for stage, key in self._pending_keys.items()
+            ]
+        ).sum()
+        return StepOutput(task + self.loss_weight * nce, {"nce": nce.detach()})
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The encoder's and the task head's groups, and one of all projection heads."""
+        projections = list(self.projection_heads.parameters())
+        return [*super().parameter_groups(), ("projection_heads", projections, 1.0)]
+
+    @torch.no_grad()
+    def after_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
+        """Move the EMA projection heads, and let the waiting keys into the queues."""
+        update_ema(self.ema_projection_heads, self.projection_heads, self.ema_momentum)
+        for stage, keys in self._pending_keys.items():
+            self._queue(stage).enqueue(keys)
+        self._pending_keys = {}
+
+    def _query(self, stage: str, maps: dict[int, Tensor]) -> Tensor:
+        """Queries (N * grid^2, D) of unit length, with gradient through features and attention."""
+        own = self._patches(maps[int(stage)])
+        source = own.detach() if self.settings.detach_attention else own
+        return normalise(self.projection_heads[stage](self._pool(own, source)))
+
+    @torch.no_grad()
+    def _keys(self, images: Tensor, query_maps: dict[int, Tensor]) -> dict[str, Tensor]:
+        """Keys (N * grid^2, D) of unit length by stage, without gradient."""
+        reference_maps = self.reference_encoder(images)
+        attention_maps = reference_maps
+        if self.settings.pooling == "attention" and self.settings.attention_from == "encoder":
+            # The attention is the encoder's view of the very image the key is made of.
+            attention_maps = query_maps if self.num_views == 1 else self.features(images)
+        keys = {}
+        for stage, head in self.ema_projection_heads.items():
+            reference = self._patches(reference_maps[int(stage)])
+            attention = self._patches(attention_maps[int(stage)])
+            keys[stage] = normalise(head(self._pool(reference, attention)))
+        return keys
+
+    def _patches(self, features: Tensor) -> Tensor:
+        grid = self.settings.patch_grid
+        return features if grid == 1 else split_patches(features, grid)
+
+    def _pool(self, features: Tensor, attention_from: Tensor) -> Tensor:
+        if self.settings.pooling == "mean":
+            return features.mean(dim=(2, 3))
+        return attention_pool(features, attention_from)
+
+    def _queue(self, stage: str) -> NegativeQueue:
+        queue = self.queues[stage]
+        assert isinstance(queue, NegativeQueue)
+        return queue
+
+    def _negatives(self, stage: str) -> Tensor:
+        return self._queue(stage).negatives
+
+    def _check_patch_grid(self) -> None:
+        """Let `split_patches` refuse a grid that does not divide the maps before the first step."""
+        if self.settings.patch_grid == 1:
+            return
+        side = image_size(self.config.data)
+        with torch.no_grad():
+            maps = self.reference_encoder(torch.zeros(1, 3, side, side))
+        for stage in self.settings.stage_numbers():
+            self._patches(maps[stage])
+
+
+def _queue_size(size: int | str, keys_per_step: int, steps_per_epoch: int) -> int:
+    """The number of negatives; `auto` is shorter than an epoch, so no image is its own negative."""
+    if isinstance(size, int):
+        return size
+    share = math.floor(QUEUE_EPOCH_SHARE * keys_per_step * steps_per_epoch)
+    steps = max(1, min(MAX_QUEUE_SIZE, share) // keys_per_step)
+    return steps * keys_per_step

@@ -1,0 +1,17 @@
+"""Plain fine-tuning on the source: the baseline."""
+
+from __future__ import annotations
+
+from torch.nn import functional
+
+from csg_ray.data.loader import Batch
+from csg_ray.methods.base import Method, StepOutput
+
+
+class Vanilla(Method):
+    """Cross-entropy on the source alone."""
+
+    def training_loss(self, batch: Batch) -> StepOutput:
+        """Cross-entropy of the one view."""
+        loss = functional.cross_entropy(self.predict(batch.views[0]), batch.labels)
+        return StepOutput(loss, {})

@@ -1,0 +1,99 @@
+"""Accuracy and hyperspherical energy of one split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csg_ray.config.run import RunConfig
+from csg_ray.data.loader import eval_batches, image_size
+from csg_ray.data.splits import Split
+from csg_ray.methods.base import TASK_STAGE, Method
+from csg_ray.metrics import (
+    HSE_WORST,
+    ConfusionMatrix,
+    HypersphericalEnergies,
+    hyperspherical_energies,
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on one split.
+
+    Attributes:
+        confusion: counts; its `class_accuracies` are the per-class accuracies.
+        energies: of the pooled stage-4 features.
+        finite: whether every logit was; a diverged encoder still gets an accuracy by argmax.
+    """
+
+    confusion: ConfusionMatrix
+    energies: HypersphericalEnergies
+    finite: bool
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics by name, without the split's prefix."""
+        return {
+            "mean_class_accuracy": self.confusion.mean_class_accuracy,
+            "accuracy": self.confusion.accuracy,
+            "hse": self.energies.power0,
+            "hse_distance": self.energies.power0_distance,
+            "hse_power1": self.energies.power1,
+            "hse_power2": self.energies.power2,
+            "hse_duplicates": float(self.energies.duplicates),
+        }
+
+
+def worst_metrics(split: Split) -> dict[str, float]:
+    """The worst finite value of every metric of a split, reported after a divergence."""
+    pairs = len(split) * (len(split) - 1) // 2
+    return {
+        "mean_class_accuracy": 0.0,
+        "accuracy": 0.0,
+        **HSE_WORST,
+        "hse_duplicates": float(pairs),
+    }
+
+
+def evaluate_split(
+    method: Method, split: Split, config: RunConfig, device: torch.device
+) -> dict[str, float]:
+    """The metrics of a split by name, without the split's prefix."""
+    return measure_split(method, split, config, device).metrics
+
+
+@torch.inference_mode()
+def measure_split(
+    method: Method, split: Split, config: RunConfig, device: torch.device
+) -> Evaluation:
+    """Run the method over a split; it is in training mode afterwards if it was before."""
+    was_training = method.training
+    method.eval()
+    settings = config.evaluation
+    confusion = ConfusionMatrix(len(split.class_names))
+    sampled = _energy_sample(len(split), settings.hse_max_images)
+    features, finite = [], torch.ones((), dtype=torch.bool, device=device)
+    for batch in eval_batches(
+        split, image_size(config.data), settings.batch_size, config.data.workers
+    ):
+        images = batch.views[0].to(device)
+        maps = method.features(images)
+        scores = method.classify(maps)
+        finite &= scores.isfinite().all()
+        if settings.flip:
+            scores = scores.sigmoid() + method.predict(images.flip(3)).sigmoid()
+        confusion.update(scores.argmax(dim=1), batch.labels.to(device))
+        features.append(maps[TASK_STAGE].mean(dim=(2, 3))[sampled[batch.indices].to(device)])
+    method.train(was_training)
+    return Evaluation(confusion, hyperspherical_energies(torch.cat(features)), bool(finite))
+
+
+def _energy_sample(count: int, at_most: int) -> Tensor:
+    """Which images give the energy: all, or the same random ones every time; (count,) bool."""
+    generator = torch.Generator().manual_seed(0)
+    sampled = torch.zeros(count, dtype=torch.bool)
+    sampled[torch.randperm(count, generator=generator)[:at_most]] = True
+    return sampled

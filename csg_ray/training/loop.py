@@ -1,0 +1,259 @@
+"""The training loop: plain PyTorch, one process, and no idea who listens."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from csg_ray.config.errors import UserError
+from csg_ray.config.run import RunConfig
+from csg_ray.data.load import load_splits
+from csg_ray.data.loader import Batch, image_size, train_batches
+from csg_ray.data.splits import DomainSplits
+from csg_ray.methods import build_method
+from csg_ray.methods.base import EpochContext
+from csg_ray.metrics import HSE_WORST
+from csg_ray.seeding import rng_state, seed_everything, set_rng_state, sub_seed
+from csg_ray.training.checkpoint import config_differences, load_checkpoint, save_checkpoint
+from csg_ray.training.evaluate import measure_split, worst_metrics
+from csg_ray.training.optim import build_optimizer, schedule_learning_rate
+
+Metrics = dict[str, float]
+OnEpochEnd = Callable[[Metrics, Callable[[Path], None]], None]
+
+# Finite in the float32 of TensorBoard, and far above any loss of a training that works.
+LOSS_WORST = 1e9
+# Metrics that come with their deviation over repeats, and the deviation after a divergence.
+DEVIATIONS = {"mean_class_accuracy": 1.0, "hse": HSE_WORST["hse"]}
+
+
+class DivergedError(Exception):
+    """The training cannot go on; the message says what happened."""
+
+
+class Training:
+    """One training from one seed, advanced one epoch at a time.
+
+    Several of them can take turns: each keeps its own state of every random generator.
+    """
+
+    def __init__(self, config: RunConfig, splits: DomainSplits, device: torch.device) -> None:
+        seed_everything(config.seed)
+        self.config = config
+        self.splits = splits
+        self.device = device
+        batch_size = config.train.batch_size
+        self.steps_per_epoch = len(splits.source_train) // batch_size
+        self.method = build_method(config, len(splits.class_names), self.steps_per_epoch).to(device)
+        self.optimizer = build_optimizer(self.method, config.train)
+        self.step = 0
+        self.skipped_in_a_row = 0
+        self._rng = rng_state()
+
+    def run_epoch(self, epoch: int) -> Metrics:
+        """Train epoch number `epoch` (from 1), then measure source_val and target_val.
+
+        Raises:
+            DivergedError: the loss, too many gradients in a row, or the logits are not finite.
+        """
+        set_rng_state(self._rng)
+        metrics = self._train_epoch(epoch)
+        self.method.on_epoch_end(EpochContext(epoch, self.splits))
+        for split in (self.splits.source_val, self.splits.target_val):
+            evaluation = measure_split(self.method, split, self.config, self.device)
+            if not evaluation.finite:
+                raise DivergedError(f"non-finite logits on {split.name} after epoch {epoch}")
+            metrics |= {f"{split.name}/{key}": v for key, v in evaluation.metrics.items()}
+        self._rng = rng_state()
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a bitwise resume needs, in types that `weights_only` loading accepts."""
+        return {
+            "seed": self.config.seed,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "rng": self._rng,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.skipped_in_a_row = state["skipped_in_a_row"]
+        self._rng = state["rng"]
+
+    def _train_epoch(self, epoch: int) -> Metrics:
+        config = self.config
+        batches = train_batches(
+            self.method.training_data(self.splits, epoch),
+            config.augment,
+            self.method.num_views,
+            image_size(config.data),
+            config.train.batch_size,
+            config.seed,
+            epoch,
+            config.data.workers,
+        )
+        sums: dict[str, torch.Tensor] = {}
+        skipped = 0
+        started = time.perf_counter()
+        for batch in batches:
+            logs, stepped = self._train_step(batch.to(self.device))
+            skipped += not stepped
+            for name, value in logs.items():
+                sums[name] = sums[name] + value if name in sums else value.double()
+        metrics = {f"train/{name}": float(total) / len(batches) for name, total in sums.items()}
+        metrics["train/skipped_steps"] = float(skipped)
+        images = len(batches) * config.train.batch_size
+        metrics["images_per_second"] = images / (time.perf_counter() - started)
+        return metrics
+
+    def _train_step(self, batch: Batch) -> tuple[dict[str, torch.Tensor], bool]:
+        """One step; its logs, and whether the parameters moved."""
+        total_steps = self.steps_per_epoch * self.config.train.epochs
+        schedule_learning_rate(self.optimizer, self.config.train, self.step, total_steps)
+        output = self.method.training_loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        self.method.after_backward()
+        self.step += 1
+        if stepped := self._is_healthy(output.loss.detach()):
+            self.optimizer.step()
+            self.method.after_step(self.optimizer, self.step, total_steps)
+        return {"loss": output.loss.detach(), **output.logs}, stepped
+
+    def _is_healthy(self, loss: torch.Tensor) -> bool:
+        """Whether the gradients may be used; reads loss and norm in one wait for the device."""
+        parameters = self.method.parameters()
+        gradients = [param.grad for param in parameters if param.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        loss_value, norm_value = torch.stack([loss, norm]).tolist()
+        if not math.isfinite(loss_value):
+            raise DivergedError(f"the loss is {loss_value} at step {self.step}")
+        # Written so that a norm that is NaN is refused too.
+        if norm_value <= self.config.train.max_gradient_norm:
+            self.skipped_in_a_row = 0
+            return True
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.config.train.max_skipped_steps:
+            raise DivergedError(
+                f"{self.skipped_in_a_row} gradients in a row were unusable at step {self.step}"
+            )
+        return False
+
+
+def fit(
+    config: RunConfig,
+    on_epoch_end: OnEpochEnd,
+    resume_from: Path | None = None,
+    repeats: int = 1,
+) -> None:
+    """Train, and report after every epoch.
+
+    Args:
+        config: the whole training; its seed is that of repeat 0.
+        on_epoch_end: called with the epoch's metrics (flat, finite, the same keys every time) and a
+            function that writes a checkpoint to a path.
+        resume_from: a checkpoint of the same configuration to go on from.
+        repeats: seeds trained in lockstep; the metrics are means over them.
+
+    Raises:
+        UserError: weights or data cannot be had, or the checkpoint is not of this training.
+    """
+    state = None if resume_from is None else _load_state(resume_from, config, repeats)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    splits = load_splits(config.data)
+    trainings = [Training(_repeat(config, number), splits, device) for number in range(repeats)]
+    finished = 0
+    if state is not None:
+        if state["metrics"]["diverged"]:
+            return
+        for training, saved in zip(trainings, state["repeats"], strict=True):
+            training.load_state_dict(saved)
+        finished = state["epoch"]
+    for epoch in range(finished + 1, config.train.epochs + 1):
+        metrics = _run_epoch(trainings, epoch)
+        on_epoch_end(metrics, _checkpoint_writer(config, trainings, metrics))
+        if metrics["diverged"]:
+            return
+
+
+def _repeat(config: RunConfig, number: int) -> RunConfig:
+    """The configuration of one repeat; repeat 0 is the configuration itself."""
+    if number == 0:
+        return config
+    seed = sub_seed(config.seed, f"repeat/{number}") % 2**32
+    return config.model_copy(update={"seed": seed})
+
+
+def _run_epoch(trainings: list[Training], epoch: int) -> Metrics:
+    """Advance every repeat by one epoch; one that diverges ends them all."""
+    try:
+        metrics = _summarise([training.run_epoch(epoch) for training in trainings])
+    except DivergedError:
+        return {"epoch": epoch, **_worst(trainings), "diverged": 1}
+    return {"epoch": epoch, **metrics, "diverged": 0}
+
+
+def _summarise(repeats: list[Metrics]) -> Metrics:
+    """Means over the repeats, and the sample deviation of the metrics that are compared."""
+    metrics: Metrics = {}
+    for name in repeats[0]:
+        values = [repeat[name] for repeat in repeats]
+        metrics[name] = statistics.fmean(values)
+        if len(values) > 1 and name.rpartition("/")[2] in DEVIATIONS:
+            metrics[f"{name}_std"] = statistics.stdev(values)
+    return metrics
+
+
+def _worst(trainings: list[Training]) -> Metrics:
+    """The report of a diverged epoch: the keys of a good one, the worst finite values."""
+    training = trainings[0]
+    metrics = {f"train/{name}": LOSS_WORST for name in ("loss", *training.method.log_names)}
+    metrics["train/skipped_steps"] = float(max(each.skipped_in_a_row for each in trainings))
+    metrics["images_per_second"] = 0.0
+    for split in (training.splits.source_val, training.splits.target_val):
+        for name, value in worst_metrics(split).items():
+            metrics[f"{split.name}/{name}"] = value
+            if len(trainings) > 1 and name in DEVIATIONS:
+                metrics[f"{split.name}/{name}_std"] = DEVIATIONS[name]
+    return metrics
+
+
+def _checkpoint_writer(
+    config: RunConfig, trainings: list[Training], metrics: Metrics
+) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        state = {
+            "config": config.model_dump(),
+            "epoch": int(metrics["epoch"]),
+            "metrics": metrics,
+            "repeats": [training.state_dict() for training in trainings],
+        }
+        save_checkpoint(path, state)
+
+    return write
+
+
+def _load_state(path: Path, config: RunConfig, repeats: int) -> dict[str, Any]:
+    """A checkpoint that is known to belong to this training."""
+    state = load_checkpoint(path)
+    differences = config_differences(state["config"], config)
+    if len(state["repeats"]) != repeats:
+        differences.append(f"repeats {len(state['repeats'])} there, {repeats} here")
+    if differences:
+        raise UserError(
+            f"{path} is a checkpoint of another training: {'; '.join(differences)}; "
+            "resume with the same settings, or start anew"
+        )
+    return state
