@@ -1,0 +1,1 @@
+"""Pure parts of the contrastive loss: tensors in, tensors out, no settings."""
