@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,6 +46,15 @@ class AugmentConfig(Section):
         "independent", description="query and key from two draws, or from one"
     )
 
+    @model_validator(mode="after")
+    def _whole_bins(self) -> AugmentConfig:
+        if self.implementation == "torchvision" and not self.magnitude.is_integer():
+            raise ValueError(
+                f"augment.magnitude {self.magnitude} is not a whole number, as torchvision's bins "
+                "0 to 30 are; round it, or set augment.implementation to authors"
+            )
+        return self
+
 
 class TrainConfig(Section):
     """Optimiser, schedule, and the guard against divergence."""
@@ -57,7 +66,7 @@ class TrainConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0, le=1)
     sgd_form: Literal["pytorch", "lr_in_buffer"] = "pytorch"
-    warmup_steps: int | Literal["auto"] = Field(
+    warmup_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="auto: min(100, 5 % of the steps)"
     )
     decay_power: float = Field(0.9, ge=0, le=10)
@@ -93,7 +102,8 @@ class RunConfig(Section):
     def _consistent(self) -> RunConfig:
         if self.model.weights == "bundled" and self.model.name != "mini":
             raise ValueError(
-                f"model.weights 'bundled' exists for model.name 'mini' only, not '{self.model.name}'; "
+                "model.weights 'bundled' exists for model.name 'mini' only, "
+                f"not '{self.model.name}'; "
                 "set model.weights to imagenet, none, or the path of a file"
             )
         if self.model.weights == "imagenet" and self.model.name == "mini":

@@ -1,0 +1,1 @@
+"""The embedded task: rendered digits as the source, handwritten ones as the target."""

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+from torchvision import transforms
+
+from csg_ray.config.errors import UserError
+from csg_ray.config.run import AugmentConfig, DataConfig
+from csg_ray.data.loader import Batch, Batches, eval_batches, image_size, train_batches
+from csg_ray.data.splits import ArraySplit
+from csg_ray.data.transforms import build_eval_transform, build_train_transform, normalise
+
+STRONG = AugmentConfig(num_ops=2, magnitude=20, translate="fraction")
+
+
+@pytest.fixture
+def split() -> ArraySplit:
+    images = np.random.default_rng(0).integers(0, 256, (22, 32, 32), dtype=np.uint8)
+    return ArraySplit("source_train", images, torch.arange(22) % 5, tuple("abcde"))
+
+
+def epoch(
+    split: ArraySplit,
+    augment: AugmentConfig = STRONG,
+    num_views: int = 2,
+    batch_size: int = 5,
+    seed: int = 0,
+    number: int = 0,
+    workers: int = 0,
+) -> Batches:
+    return train_batches(split, augment, num_views, 32, batch_size, seed, number, workers)
+
+
+def by_index(batches: Batches) -> dict[int, tuple[Tensor, ...]]:
+    return {
+        int(index): tuple(view[row] for view in batch.views)
+        for batch in batches
+        for row, index in enumerate(batch.indices)
+    }
+
+
+def assert_equal(first: list[Batch], second: list[Batch]) -> None:
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.indices, b.indices)
+        assert torch.equal(a.labels, b.labels)
+        for view_a, view_b in zip(a.views, b.views, strict=True):
+            assert torch.equal(view_a, view_b)
+
+
+def random_image(height: int, width: int) -> Image.Image:
+    pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_an_epoch_visits_images_once_and_drops_the_rest(split: ArraySplit) -> None:
+    batches = epoch(split)
+    assert len(batches) == 4
+    listed = list(batches)
+    assert [tuple(batch.views[0].shape) for batch in listed] == [(5, 3, 32, 32)] * 4
+    indices = torch.cat([batch.indices for batch in listed])
+    assert len(indices) == len(set(indices.tolist())) == 20
+    assert indices.tolist() != sorted(indices.tolist())
+    labels = torch.cat([batch.labels for batch in listed])
+    assert torch.equal(labels, indices % 5)
+
+
+@pytest.mark.parametrize("implementation", ["authors", "torchvision"])
+def test_workers_change_nothing(split: ArraySplit, implementation: str) -> None:
+    augment = AugmentConfig(implementation=implementation, num_ops=2, magnitude=20)  # type: ignore[arg-type]
+    alone = list(epoch(split, augment))
+    assert_equal(alone, list(epoch(split, augment, workers=2)))
+    assert_equal(list(eval_batches(split, 32, 8, 0)), list(eval_batches(split, 32, 8, 2)))
+
+
+def test_an_epoch_repeats_and_epochs_and_seeds_differ(split: ArraySplit) -> None:
+    first = list(epoch(split))
+    assert_equal(first, list(epoch(split)))
+    for other in (epoch(split, number=1), epoch(split, seed=1)):
+        listed = list(other)
+        assert not torch.equal(listed[0].indices, first[0].indices)
+        images, others = by_index(epoch(split)), by_index(other)
+        common = images.keys() & others.keys()
+        assert sum(not torch.equal(images[i][0], others[i][0]) for i in common) > 10
+
+
+def test_an_image_is_augmented_alike_in_any_batch(split: ArraySplit) -> None:
+    small, large = by_index(epoch(split, batch_size=2)), by_index(epoch(split, batch_size=11))
+    assert small.keys() == large.keys() == set(range(22))
+    for index, views in small.items():
+        for view, other in zip(views, large[index], strict=True):
+            assert torch.equal(view, other)
+
+
+def test_independent_views_differ_and_extra_views_leave_the_first_alone(split: ArraySplit) -> None:
+    two, one = by_index(epoch(split)), by_index(epoch(split, num_views=1))
+    assert sum(not torch.equal(first, second) for first, second in two.values()) > 10
+    assert all(torch.equal(two[index][0], views[0]) for index, views in one.items())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "augment", [AugmentConfig(views="shared", magnitude=20), AugmentConfig(num_ops=0)]
+)
+def test_views_that_cannot_differ_are_one_tensor(
+    split: ArraySplit, augment: AugmentConfig, workers: int
+) -> None:
+    for batch in epoch(split, augment, num_views=3, workers=workers):
+        assert len(batch.views) == 3
+        assert len({id(view) for view in batch.views}) == 1
+        assert len({id(view) for view in batch.to("cpu").views}) == 1
+
+
+def test_batch_moves_to_a_device(split: ArraySplit) -> None:
+    batch = next(iter(epoch(split))).to("meta")
+    assert [tensor.device.type for tensor in (*batch.views, batch.labels, batch.indices)] == [
+        "meta"
+    ] * 4
+    assert batch.views[0] is not batch.views[1]
+
+
+def test_global_generators_stay_untouched(split: ArraySplit) -> None:
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index] # noqa: NPY002
+    for workers in (0, 2):
+        list(epoch(split, workers=workers))
+        list(epoch(split, AugmentConfig(implementation="torchvision"), workers=workers))
+        list(eval_batches(split, 32, 8, workers))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.array_equal(np.random.get_state()[1], before[2])  # type: ignore[index] # noqa: NPY002
+
+
+def test_evaluation_reads_everything_in_order(split: ArraySplit) -> None:
+    batches = eval_batches(split, 32, 8, 0)
+    assert len(batches) == 3
+    listed = list(batches)
+    assert [len(batch.labels) for batch in listed] == [8, 8, 6]
+    assert torch.cat([batch.indices for batch in listed]).tolist() == list(range(22))
+    grey = torch.from_numpy(split.images).float()[:, None].expand(-1, 3, -1, -1) / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (grey - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    torch.testing.assert_close(torch.cat([batch.views[0] for batch in listed]), expected)
+
+
+def test_no_augmentation_means_the_evaluation_image(split: ArraySplit) -> None:
+    plain = torch.cat([batch.views[0] for batch in eval_batches(split, 32, 22, 0)])
+    for index, views in by_index(epoch(split, AugmentConfig(num_ops=0))).items():
+        assert torch.equal(views[0], plain[index])
+
+
+def test_a_split_smaller_than_a_batch_is_refused(split: ArraySplit) -> None:
+    with pytest.raises(UserError, match=r"train\.batch_size 23 .* 22 images .* at most 22"):
+        epoch(split, batch_size=23)
+
+
+def test_digits_are_32_pixels() -> None:
+    assert image_size(DataConfig()) == 32
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (17, 23), (24, 24), (24, 31)])
+def test_evaluation_transform_equals_torchvisions(height: int, width: int) -> None:
+    image = random_image(height, width)
+    reference = transforms.Compose(
+        [
+            transforms.Resize(24),
+            transforms.CenterCrop(24),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    assert torch.equal(build_eval_transform(24)(image), reference(image))
+
+
+def test_training_crops_everywhere_along_the_longer_side() -> None:
+    transform = build_train_transform(AugmentConfig(magnitude=0), 24)
+    image = random_image(24, 28)
+    candidates = [normalise([image.crop((left, 0, left + 24, 24))])[0] for left in range(5)]
+    seen = set()
+    for seed in range(60):
+        crop = transform(image, Generator().manual_seed(seed))
+        matches = [left for left, each in enumerate(candidates) if torch.equal(crop, each)]
+        assert len(matches) == 1
+        seen.add(matches[0])
+    assert seen == {0, 1, 2, 3, 4}
+
+
+def test_augmentation_comes_before_the_resize() -> None:
+    # 20 of 120 raw pixels are 4 of 24 columns, one of them blended at the edge by the resize;
+    # moved after the resize they would be 20 columns.
+    augment = AugmentConfig(num_ops=1, magnitude=6, translate="pixels")
+    transform = build_train_transform(augment, 24)
+    grey = Image.new("RGB", (120, 120), (150, 150, 150))
+    black_columns = set()
+    for seed in range(200):
+        crop = np.asarray(transform.crop(grey, Generator().manual_seed(seed)))
+        black_columns.add(int((crop.max(axis=(0, 2)) == 0).sum()))
+    assert black_columns == {0, 3}
