@@ -1,7 +1,7 @@
 """Pre-train the bundled `mini` reference encoder on real photographs.
 
-    python scripts/pretrain_mini.py --cifar10 DIR          # torchvision's CIFAR-10, downloaded to DIR
-    python scripts/pretrain_mini.py --folder DIR           # DIR/train/CLASS/*, DIR/test/CLASS/*, ten classes
+    python scripts/pretrain_mini.py --cifar10 DIR     # torchvision's CIFAR-10, downloaded to DIR
+    python scripts/pretrain_mini.py --folder DIR      # ten classes: DIR/train/CLASS/*, DIR/test/...
     python scripts/pretrain_mini.py --folder DIR --norm ibn_a --out mini_ibn_a.pt
 
 The result holds the network and its classifier in float16 and, beside it, a JSON file that says
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
@@ -118,7 +118,8 @@ def save(
         "norm": args.norm,
         "parameters": sum(p.numel() for p in network.parameters()),
         "dtype": "float16",
-        "data": "CIFAR-10 (Krizhevsky 2009), 50,000 training photographs",
+        "data": "CIFAR-10 (Krizhevsky 2009)" if args.cifar10 else args.data_name,
+        "images": count,
         "data_sha256": fingerprint,
         "test_accuracy": round(measured, 4),
         "epochs": args.epochs,
@@ -140,8 +141,9 @@ def main() -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--cifar10", help="folder for torchvision's CIFAR-10 (downloads it)")
     where.add_argument("--folder", help="folder with train/CLASS/* and test/CLASS/*")
+    parser.add_argument("--data-name", default="an image folder", help="what --folder holds")
     parser.add_argument("--norm", choices=["batch", "ibn_a", "ibn_b"], default="batch")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
@@ -162,7 +164,7 @@ def main() -> None:
             for n, v in network.state_dict().items()
         }
     )
-    save(half, args, accuracy(half, *load_images(args, train=False)), fingerprint)
+    save(half, args, accuracy(half, *load_images(args, train=False)), fingerprint, len(images))
 
 
 if __name__ == "__main__":
