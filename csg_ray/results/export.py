@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from csg_ray.config.errors import UserError
+from csg_ray.config.load import config_to_mapping
+from csg_ray.config.reader import dump_yaml
 from csg_ray.results.selection import RULES, needs_target_labels
 from csg_ray.results.study import Study, Trial
 from csg_ray.training.records import write_atomically
@@ -28,7 +28,7 @@ def export_config(study: Study, trial: Trial, selection: str | None = None) -> d
     Returns:
         The sections of the run config in their order, `provenance` last; plain types only.
     """
-    config = study.space.config_for(dict(trial.params)).model_dump(mode="json")
+    config = study.space.config_for(dict(trial.params))
     origin = {
         "study": study.name,
         "trial": trial.id,
@@ -36,10 +36,10 @@ def export_config(study: Study, trial: Trial, selection: str | None = None) -> d
         "selection": selection or CHOSEN_BY_ID,
         "selected with target labels": selected_with_target_labels(study, selection),
         "metrics": {key: trial.last[key] for key in sorted(trial.last) if key != "timestamp"},
-        "seed": config["seed"],
+        "seed": config.seed,
         "repeats": study.space.search.repeats,
     }
-    return config | {"provenance": origin | dict(study.provenance)}
+    return config_to_mapping(config) | {"provenance": origin | dict(study.provenance)}
 
 
 def selected_with_target_labels(study: Study, selection: str | None) -> bool:
@@ -61,7 +61,7 @@ def write_config(mapping: Mapping[str, Any], path: Path) -> None:
         UserError: `path` exists, or its folder is missing or refuses to be written to.
     """
     check_new_file(path)
-    write_atomically(path, yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True))
+    write_atomically(path, dump_yaml(dict(mapping)))
 
 
 def check_new_file(path: Path) -> None:
@@ -71,6 +71,24 @@ def check_new_file(path: Path) -> None:
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist")
     check_writable(path.parent)
+
+
+def first_free(path: Path) -> Path:
+    """`path`, or the first of NAME-2, NAME-3, ... (before .yaml) that does not exist yet."""
+    suffix = ".yaml" if path.suffix == ".yaml" else ""
+    candidate, number = path, 1
+    while candidate.exists() or candidate.is_symlink():
+        number += 1
+        candidate = path.with_name(f"{path.name.removesuffix(suffix)}-{number}{suffix}")
+    return candidate
+
+
+def check_new_directory(path: Path) -> None:
+    """Refuse a directory that could not be made, before any work is done."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{path} cannot be made: {above} is a file")
+    check_writable(above)
 
 
 def check_writable(folder: Path) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-TrialState = Literal[
-    "pending", "running", "completed", "stopped", "diverged", "failed", "unfinished"
-]
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
 class TrialUpdate:
-    """One trial as it stands now."""
+    """One trial as it stands now.
+
+    Attributes:
+        state: pending | running, or as in `Trial`.
+        metrics: of the last finished epoch; empty when there is none.
+    """
 
     id: str
-    state: TrialState
+    state: str
     epoch: int = 0
     metrics: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)

@@ -11,14 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from csg_ray.config.load import installed_version
+
 _PACKAGE = Path(__file__).resolve().parents[1]
-_DISTRIBUTIONS = {
-    "csg_ray": "csg-ray",
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "ray": "ray",
-    "optuna": "optuna",
-}
+_DISTRIBUTIONS = ("torch", "torchvision", "ray", "optuna")
 
 
 def collect_provenance(data_fingerprint: str) -> dict[str, Any]:
@@ -41,10 +37,13 @@ def collect_provenance(data_fingerprint: str) -> dict[str, Any]:
 
 def collect_versions() -> dict[str, str | None]:
     """Installed versions, read without importing the packages; None for one that is not there."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name, distribution in _DISTRIBUTIONS.items():
+    versions: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "csg_ray": installed_version(),
+    }
+    for name in _DISTRIBUTIONS:
         try:
-            versions[name] = version(distribution)
+            versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
     return versions

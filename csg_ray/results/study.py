@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from csg_ray.config.errors import UserError
-from csg_ray.results.selection import Spearman, final_value, find_rule, rank, spearman
+from csg_ray.config.reader import read_yaml
+from csg_ray.results.selection import RULES, Spearman, final_value, find_rule, rank, spearman
 from csg_ray.search_space import SearchSpace, parse_search_space
-from csg_ray.training.records import read_results
+from csg_ray.training.records import CHECKPOINT_FILE, read_results
 
 STUDY_FORMAT = 1
 FINAL_STATES = ("completed", "stopped", "diverged", "failed")
@@ -52,7 +52,11 @@ class Trial:
     @property
     def checkpoint(self) -> Path:
         """Where the newest checkpoint is, if it was kept."""
-        return self.directory / "checkpoint.pt"
+        return self.directory / CHECKPOINT_FILE
+
+    def with_state(self, state: str, reason: str) -> Trial:
+        """A copy in another state."""
+        return replace(self, state=state, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,12 @@ class Study:
     def published(self) -> Trial | None:
         """The first warm start: the published settings, when the file begins with them."""
         return next((trial for trial in self.trials if trial.origin == "warm start"), None)
+
+    @property
+    def default_rule(self) -> str:
+        """The selection rule that ranks by what the study searched for; else target_val."""
+        metric = self.space.objectives[0].metric
+        return next((rule.name for rule in RULES.values() if rule.metric == metric), "target_val")
 
     def trial(self, trial_id: str) -> Trial:
         """The trial called `trial_id`; leading zeros may be left out.
@@ -140,14 +150,13 @@ def load_study(path: str | Path) -> Study:
 
 def _read_header(directory: Path) -> dict[str, Any]:
     file = directory / "study.yaml"
-    try:
-        header = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        what = "does not exist" if not directory.exists() else "holds no study.yaml"
-        raise UserError(f"{directory} is not a study: it {what}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read: {_first_line(error)}") from None
-    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+    if directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK):
+        raise UserError(f"{directory} cannot be read: no permission")
+    if not file.is_file():
+        what = "holds no study.yaml" if directory.exists() else "does not exist"
+        raise UserError(f"{directory} is not a study: it {what}")
+    header = read_yaml(file)
+    if not isinstance(header.get("format"), int):
         raise UserError(f"{file} is not the description of a study: it has no 'format' number")
     if header["format"] > STUDY_FORMAT:
         raise UserError(
@@ -165,7 +174,7 @@ def _trial_folders(directory: Path) -> list[Path]:
     try:
         return [folder for folder in trials.iterdir() if folder.is_dir()] if trials.exists() else []
     except OSError as error:
-        raise UserError(f"{trials} cannot be read: {_first_line(error)}") from None
+        raise UserError(f"{trials} cannot be read: {error.strerror}") from None
 
 
 def _read_trial(folder: Path) -> Trial | None:
@@ -173,10 +182,10 @@ def _read_trial(folder: Path) -> Trial | None:
     state = _read_json(folder / "state.json") or {}
     try:
         results = read_results(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the results in {folder} cannot be read: {_first_line(error)}") from None
+    except OSError as error:
+        raise UserError(f"the results in {folder} cannot be read: {error.strerror}") from None
     params = _read_json(folder / "params.json")
-    if params is None:
+    if params is None or not {"id", "params", "origin"} <= params.keys():
         if results:
             raise UserError(
                 f"{folder} holds results, but its params.json is missing or damaged; "
@@ -207,11 +216,5 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {_first_line(error)}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     return value if isinstance(value, dict) else None
-
-
-def _first_line(error: Exception) -> str:
-    """The sentence in an error, without the lines that explain where."""
-    reason = error.strerror if isinstance(error, OSError) else None
-    return (reason or str(error)).splitlines()[0]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csg_ray.results.study import Study
+from csg_ray.training.records import atomic_file
 
 
 def build_table(study: Study) -> pa.Table:
@@ -31,12 +32,8 @@ def build_table(study: Study) -> pa.Table:
 
 def write_table(study: Study, path: Path) -> None:
     """Write the table as Parquet, whole or not at all, over an older table of the same study."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        pq.write_table(build_table(study), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        pq.write_table(build_table(study), file)
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -1,0 +1,159 @@
+"""The commands. Each imports what it needs when it runs, so that the quick ones stay quick."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from csg_ray.cli.guard import GuardedGroup
+
+app = typer.Typer(
+    cls=GuardedGroup,
+    help="Search the hyperparameters of Contrastive Syn-to-Real Generalization with Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class Selection(StrEnum):
+    """The selection rules, for `--by`."""
+
+    target_val = "target_val"
+    source_val = "source_val"
+    hse = "hse"
+
+
+SpaceFile = Annotated[
+    Path, typer.Argument(metavar="SPACE_FILE", help="Search-space YAML.", show_default=False)
+]
+StudyFolder = Annotated[
+    Path, typer.Argument(metavar="STUDY", help="Study directory.", show_default=False)
+]
+Trials = Annotated[int | None, typer.Option(min=1, help="Trials in all; the file's otherwise.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a setting of the file; repeatable."),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of every process.")]
+By = Annotated[
+    Selection | None, typer.Option("--by", help="Selection rule; what the study searched for.")
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from csg_ray.config.load import installed_version
+
+        typer.echo(installed_version())
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def search(
+    space_file: SpaceFile,
+    trials: Trials = None,
+    settings: Settings = None,
+    study: Annotated[
+        Path | None, typer.Option(help="New directory; otherwise studies/NAME, studies/NAME-2, ...")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run a search; end with the best trial and the next commands."""
+    from csg_ray.cli.searching import run_search
+
+    run_search(space_file, trials, settings or [], study, verbose)
+
+
+@app.command()
+def check(space_file: SpaceFile, trials: Trials = None, settings: Settings = None) -> None:
+    """Validate a search-space file and show the plan; start nothing."""
+    from csg_ray.cli.searching import show_plan
+
+    show_plan(space_file, trials, settings or [])
+
+
+@app.command()
+def restore(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Study or run.", show_default=False)
+    ],
+    more: Annotated[int, typer.Option(min=0, help="Trials on top of the study's total.")] = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Continue a study or run that was stopped, or give a study more trials."""
+    if (directory / "run.yaml").is_file():
+        from csg_ray.cli.running import continue_run
+
+        continue_run(directory, more, verbose)
+    else:
+        from csg_ray.cli.searching import continue_study
+
+        continue_study(directory, more, verbose)
+
+
+@app.command()
+def best(
+    study: StudyFolder,
+    top: Annotated[int, typer.Option(min=1, help="How many trials.")] = 5,
+    by: By = None,
+) -> None:
+    """Show the best trials of a study, finished or not."""
+    from csg_ray.cli.inspecting import show_best
+
+    show_best(study, top, by.value if by else None)
+
+
+@app.command()
+def export(
+    study: StudyFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT.yaml", help="New file.", show_default=False)],
+    trial: Annotated[str | None, typer.Option(help="Trial id; the best otherwise.")] = None,
+    by: By = None,
+) -> None:
+    """Write a trial as a run config, with its provenance."""
+    from csg_ray.cli.inspecting import export_trial
+
+    export_trial(study, out, trial, by.value if by else None)
+
+
+@app.command()
+def train(
+    config_file: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="Run config.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="New directory; otherwise runs/NAME, runs/NAME-2, ...")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train one run config in this process."""
+    from csg_ray.cli.running import start_run
+
+    start_run(config_file, out, verbose)
+
+
+@app.command()
+def evaluate(
+    directory: Annotated[
+        Path, typer.Argument(metavar="STUDY|RUN", help="Study or run.", show_default=False)
+    ],
+) -> None:
+    """Open the sealed target_test once, for the picks of all selection rules."""
+    from csg_ray.cli.inspecting import evaluate_on_test
+
+    evaluate_on_test(directory)

@@ -1,0 +1,159 @@
+"""The watchers of a search: one live table on a terminal, calm lines everywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from csg_ray.cli.board import (
+    LABELS,
+    RUNNING_STATES,
+    Board,
+    describe_metric,
+)
+from csg_ray.results.progress import Progress, TrialUpdate
+from csg_ray.results.study import ACCURACY, ENERGY
+
+HEARTBEAT_SECONDS = 30.0
+ROWS_OF_FRAME = 8
+COLOURS = {
+    "running": "cyan",
+    "completed": "green",
+    "stopped": "yellow",
+    "diverged": "red",
+    "failed": "red",
+}
+
+
+def watch_search(verbose: bool) -> Progress:
+    """The watcher that fits where the output goes; logs and a live table do not go together."""
+    if sys.stdout.isatty() and not verbose:
+        return LiveProgress(Console())
+    return PlainProgress()
+
+
+class PlainProgress:
+    """One line for every trial that ends, and a sign of life at most every 30 s."""
+
+    def __init__(
+        self,
+        write: Callable[[str], None] = lambda line: print(line, flush=True),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._board = Board(clock)
+        self._write = write
+        self._clock = clock
+        self._last_line = clock()
+
+    def study_started(
+        self, study: str, directory: Path, num_trials: int, epochs: int, metric: str, mode: str
+    ) -> None:
+        """Say what begins."""
+        self._board.start(study, directory, num_trials, epochs, metric, mode)
+        self._say(f"study {study} in {directory}: {num_trials} trials of up to {epochs} epochs")
+
+    def trial_updated(self, update: TrialUpdate) -> None:
+        """A line when a trial ends, or when there has been none for a while."""
+        ended = self._board.take(update)
+        if ended:
+            best = self._board.best()
+            star = " *" if best is not None and best.id == update.id else ""
+            self._say(
+                f"trial {update.id} {update.state} at epoch {update.epoch}/{self._board.epochs}: "
+                f"accuracy {describe_metric(update.metrics, ACCURACY)}, "
+                f"HSE {describe_metric(update.metrics, ENERGY)}{star} | {self._board.standing()}"
+            )
+        elif self._clock() - self._last_line >= HEARTBEAT_SECONDS:
+            self._say(self._board.standing())
+
+    def message(self, text: str) -> None:
+        """Pass a sentence on."""
+        self._say(text)
+
+    def study_finished(self) -> None:
+        """Nothing: the command sums up."""
+
+    def _say(self, line: str) -> None:
+        self._last_line = self._clock()
+        self._write(line)
+
+
+class LiveProgress:
+    """One table that stays in place and fits the terminal."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._board = Board(clock)
+        self._live = Live(
+            console=console,
+            get_renderable=self.render,
+            refresh_per_second=2,
+            vertical_overflow="crop",
+        )
+
+    def study_started(
+        self, study: str, directory: Path, num_trials: int, epochs: int, metric: str, mode: str
+    ) -> None:
+        """Show the empty table."""
+        self._board.start(study, directory, num_trials, epochs, metric, mode)
+        self._live.start()
+
+    def trial_updated(self, update: TrialUpdate) -> None:
+        """Keep the update; the table is drawn on its own beat."""
+        self._board.take(update)
+
+    def message(self, text: str) -> None:
+        """A line above the table."""
+        self._console.print(text, markup=False, highlight=False)
+
+    def study_finished(self) -> None:
+        """Leave the last table on the screen."""
+        self._live.stop()
+
+    def render(self) -> Table:
+        """The table as it stands now."""
+        board = self._board
+        first = ACCURACY if board.metric == ENERGY else board.metric
+        table = Table(
+            title=escape(f"study {board.study} in {board.directory}"), caption=board.standing()
+        )
+        table.add_column("trial")
+        table.add_column("state")
+        table.add_column("epoch", justify="right")
+        table.add_column(LABELS.get(first, first), justify="right")
+        table.add_column("HSE", justify="right")
+        best = board.best()
+        rows = max(3, self._console.height - ROWS_OF_FRAME)
+        known = board.known()
+        shown = choose_rows(known, best, rows)
+        for update in shown:
+            colour = COLOURS.get(update.state, "dim")
+            table.add_row(
+                f"{update.id} *" if best is not None and best.id == update.id else update.id,
+                f"[{colour}]{update.state}[/{colour}]",
+                f"{update.epoch}/{board.epochs}",
+                describe_metric(update.metrics, first),
+                describe_metric(update.metrics, ENERGY),
+            )
+        hidden = len(known) - len(shown)
+        if hidden:
+            table.add_row("...", f"[dim]{hidden} more[/dim]", "", "", "")
+        return table
+
+
+def choose_rows(
+    updates: list[TrialUpdate], best: TrialUpdate | None, rows: int
+) -> list[TrialUpdate]:
+    """The updates worth a row: those at work, the leader, then the newest; in order of id."""
+    urgent = [update for update in updates if update.state in RUNNING_STATES]
+    leader = [] if best is None else [best]
+    rest = [update for update in reversed(updates) if update not in urgent + leader]
+    chosen = (leader + urgent + rest)[:rows]
+    return sorted(chosen, key=lambda update: (len(update.id), update.id))

@@ -1,0 +1,91 @@
+"""From exceptions to one sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from csg_ray.config.errors import UserError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class GuardedGroup(TyperGroup):
+    """Commands whose foreseeable failures are one sentence on stderr, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the arguments name."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            fail(str(error))
+        except OSError as error:
+            if error.errno not in _NO_SPACE + _NO_PERMISSION:
+                raise
+            fail(_describe(error))
+        except KeyboardInterrupt:
+            fail("stopped", INTERRUPTED)
+
+
+def fail(sentence: str, code: int = BAD_INPUT) -> NoReturn:
+    """Say why the command ends, and end it."""
+    print(f"csg-ray: {sentence}", file=sys.stderr, flush=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def continued_by(directory: Path, marker: str) -> Iterator[None]:
+    """On Ctrl-C or a full disk, say how to go on; `marker` is the first file in `directory`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (directory / marker).is_file():
+            fail(f"stopped; continue with: {command('restore', directory)}", INTERRUPTED)
+        fail("stopped before anything was written", INTERRUPTED)
+    except OSError as error:
+        if error.errno not in _NO_SPACE or not (directory / marker).is_file():
+            raise
+        fail(
+            f"no space left on the disk of {directory}; free some, "
+            f"then continue with: {command('restore', directory)}"
+        )
+
+
+def command(*words: str | Path) -> str:
+    """A command to paste into the shell that this one came from."""
+    return f"{_program()} {shlex.join(str(word) for word in words)}"
+
+
+def _program() -> str:
+    started_as = Path(sys.argv[0])
+    if started_as.name == "__main__.py":
+        return f"{_shown(Path(sys.executable))} -m csg_ray"
+    found = shutil.which("csg-ray")
+    if found is None and started_as.name == "csg-ray":
+        return _shown(started_as)
+    return "csg-ray"
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be written from here."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def _describe(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in _NO_SPACE:
+        return f"no space left on the disk{where}; free some and run the command again"
+    return f"no permission to write or read{where}; change its permissions or choose another place"

@@ -1,0 +1,119 @@
+"""`best`, `export`, `evaluate`: what a study found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from csg_ray.cli.board import describe_metric, describe_value
+from csg_ray.cli.guard import command, fail
+from csg_ray.cli.summary import STAMP, no_winner, print_agreement
+from csg_ray.config.errors import UserError
+from csg_ray.results.export import (
+    check_new_file,
+    export_config,
+    selected_with_target_labels,
+    write_config,
+)
+from csg_ray.results.selection import RULES
+from csg_ray.results.study import ACCURACY, ENERGY, Study, Trial, load_study
+
+SOURCE_ACCURACY = "source_val/mean_class_accuracy"
+
+
+def show_best(directory: Path, top: int, by: str | None) -> None:
+    """Print the best trials by a rule, with the settings that were searched."""
+    study = load_study(directory)
+    rule = by or study.default_rule
+    trials = study.top(top, rule)
+    if not trials:
+        fail(no_winner(study))
+    # Rich costs a tenth of a second, and only a table needs it.
+    from rich.console import Console
+
+    # In a pipe there is no edge to wrap at, and a wrapped table cannot be read by a program.
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 240
+    console.print(_best_table(study, trials, rule))
+    if selected_with_target_labels(study, rule):
+        print(STAMP)
+    print_agreement(study)
+    print(f"next: {command('export', directory, directory.name + '.yaml', '--by', rule)}")
+
+
+def _best_table(study: Study, trials: list[Trial], rule: str) -> Any:
+    from rich.table import Table
+
+    done = sum(trial.state == "completed" for trial in study.trials)
+    table = Table(
+        title=f"study {study.name}: {len(study.trials)} trials, {done} completed",
+        caption=f"by {RULES[rule].meaning}; the last epoch counts",
+    )
+    for header in ("trial", "state", "epoch", "accuracy", "HSE", "source acc."):
+        table.add_column(header, justify="left" if header in ("trial", "state") else "right")
+    paths = list(study.space.space) + [
+        path
+        for path in dict.fromkeys(path for trial in trials for path in trial.params)
+        if path not in study.space.space
+    ]
+    for path in paths:
+        table.add_column(path.rpartition(".")[2], justify="right", overflow="fold")
+    for trial in trials:
+        warm = f"{trial.id} (warm start)" if trial.origin == "warm start" else trial.id
+        scores = (describe_metric(trial.last, key) for key in (ACCURACY, ENERGY, SOURCE_ACCURACY))
+        settings = (describe_value(trial.params.get(path)) for path in paths)
+        table.add_row(warm, trial.state, str(trial.epoch), *scores, *settings)
+    return table
+
+
+def export_trial(directory: Path, out: Path, trial_id: str | None, by: str | None) -> None:
+    """Write one trial as a run config."""
+    if trial_id is not None and by is not None:
+        raise UserError("--trial and --by exclude each other; give one")
+    study = load_study(directory)
+    rule = None if trial_id is not None else by or study.default_rule
+    trial = study.trial(trial_id) if trial_id is not None else study.best_trial(rule or "")
+    if trial is None:
+        fail(no_winner(study))
+    check_new_file(out)
+    write_config(export_config(study, trial, rule), out)
+    stamp = f", {STAMP}" if selected_with_target_labels(study, rule) else ""
+    chosen = f"by {RULES[rule].meaning}" if rule else "chosen by id"
+    print(f"trial {trial.id} of {directory} ({chosen}{stamp}) written to {out}")
+    print(f"next: {command('train', out)}")
+
+
+def evaluate_on_test(directory: Path) -> None:
+    """Open the sealed test split for all rules at once and print what they got."""
+    from csg_ray.results.test_evaluation import evaluate_run, evaluate_study
+
+    is_run = (directory / "run.yaml").is_file()
+    outcome = evaluate_run(directory) if is_run else evaluate_study(directory)
+    print_outcome(outcome)
+    print(f"written to {directory / 'test_results.json'}")
+
+
+def print_outcome(outcome: Mapping[str, Any]) -> None:
+    """A table of rules and results, and who opened the split before."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="target_test")
+    for header in ("rule", "trial", "accuracy", "HSE", STAMP):
+        table.add_column(header, justify="left" if header == "rule" else "right")
+    for pick in outcome["picks"]:
+        table.add_row(
+            pick["rule"],
+            pick["trial"],
+            describe_metric(pick["metrics"], "mean_class_accuracy"),
+            describe_metric(pick["metrics"], "hse"),
+            "yes" if pick["selected with target labels"] else "no",
+        )
+    Console(highlight=False).print(table)
+    for opening in outcome["earlier_openings"]:
+        print(
+            f"target_test was opened before: {opening['opened_at']} by {opening['user']} "
+            f"({opening['reason']})"
+        )

@@ -1,0 +1,142 @@
+"""`train` and `restore` of a run: one training in this process."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from csg_ray.cli.board import describe_metric
+from csg_ray.cli.guard import command, continued_by, fail
+from csg_ray.config.errors import UserError
+from csg_ray.config.load import config_to_mapping, load_config
+from csg_ray.config.reader import read_yaml
+from csg_ray.config.run import RunConfig
+from csg_ray.results.export import check_new_directory, first_free, write_config
+from csg_ray.results.provenance import collect_provenance, compare_provenance
+from csg_ray.results.study import ACCURACY, ENERGY
+from csg_ray.training.records import CHECKPOINT_FILE, read_results
+
+RUN_FILE = "run.yaml"
+DIVERGED = 1
+
+
+def start_run(config_file: Path, out: Path | None, verbose: bool) -> None:
+    """Train a run config in a new directory."""
+    config = load_config(config_file)
+    exported = read_yaml(config_file).get("provenance")
+    directory = out or first_free(Path("runs") / config_file.stem)
+    if directory.exists():
+        raise UserError(
+            f"{directory} exists; continue it with '{command('restore', directory)}', "
+            "or choose another name with --out"
+        )
+    check_new_directory(directory)
+    provenance = _provenance(config) | {"config": str(config_file)}
+    if exported:
+        provenance["exported"] = exported
+    with continued_by(directory, RUN_FILE):
+        directory.mkdir(parents=True)
+        write_config(config_to_mapping(config) | {"provenance": provenance}, directory / RUN_FILE)
+        _train(config, directory, verbose)
+
+
+def continue_run(directory: Path, more: int, verbose: bool) -> None:
+    """Go on with a run from its checkpoint."""
+    if more:
+        raise UserError(f"{directory} is a run, and --more is for studies; leave it out")
+    config = load_config(directory / RUN_FILE)
+    results = read_results(directory)
+    if results and (results[-1].get("diverged") or results[-1]["epoch"] >= config.train.epochs):
+        print(f"run {directory} has already ended at epoch {int(results[-1]['epoch'])}")
+        _sum_up(directory, results[-1])
+        return
+    old = read_yaml(directory / RUN_FILE).get("provenance") or {}
+    changed = compare_provenance({**old, "config": None, "exported": None}, _provenance(config))
+    if "data_sha256" in changed:
+        raise UserError(
+            f"the data of run {directory} have changed since it began; bring the former data back, "
+            "or start a new run"
+        )
+    for name, difference in changed.items():
+        print(f"changed since the run began: {name}: {difference['was']} -> {difference['is']}")
+    with continued_by(directory, RUN_FILE):
+        _train(config, directory, verbose)
+
+
+def _provenance(config: RunConfig) -> dict[str, Any]:
+    from csg_ray.data.load import load_splits
+
+    return collect_provenance(load_splits(config.data).fingerprint)
+
+
+def _train(config: RunConfig, directory: Path, verbose: bool) -> None:
+    from csg_ray.training.loop import fit
+    from csg_ray.training.records import EpochRecorder
+
+    if verbose:
+        logging.basicConfig(level=logging.INFO)
+    recorder = EpochRecorder(directory)
+    checkpoint = directory / CHECKPOINT_FILE
+    with _EpochDisplay(config.train.epochs, len(read_results(directory))) as display:
+
+        def on_epoch_end(
+            metrics: dict[str, float], save_checkpoint: Callable[[Path], None]
+        ) -> None:
+            recorder(metrics, save_checkpoint)
+            display.show(metrics)
+
+        try:
+            fit(config, on_epoch_end, resume_from=checkpoint if checkpoint.is_file() else None)
+        finally:
+            recorder.close()
+    _sum_up(directory, read_results(directory)[-1])
+
+
+def _sum_up(directory: Path, last: Mapping[str, Any]) -> None:
+    if last.get("diverged"):
+        fail(f"run {directory} diverged in epoch {int(last['epoch'])}", DIVERGED)
+    print(f"run {directory}: {_describe(last)} on target_val")
+    print(f"next: {command('evaluate', directory)}")
+
+
+def _describe(metrics: Mapping[str, Any]) -> str:
+    return f"accuracy {describe_metric(metrics, ACCURACY)}, HSE {describe_metric(metrics, ENERGY)}"
+
+
+class _EpochDisplay:
+    """A progress bar on a terminal, a line an epoch everywhere else."""
+
+    def __init__(self, epochs: int, finished: int) -> None:
+        self._epochs = epochs
+        self._bar: Any = None
+        if sys.stdout.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+            self._bar = Progress(
+                "epoch",
+                MofNCompleteColumn(),
+                BarColumn(),
+                TimeRemainingColumn(),
+                "{task.description}",
+            )
+            self._task = self._bar.add_task("", total=epochs, completed=finished)
+
+    def __enter__(self) -> _EpochDisplay:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, metrics: Mapping[str, Any]) -> None:
+        """One more epoch is finished."""
+        epoch = int(metrics["epoch"])
+        if self._bar is not None:
+            self._bar.update(self._task, completed=epoch, description=_describe(metrics))
+        else:
+            print(f"epoch {epoch}/{self._epochs}: {_describe(metrics)}", flush=True)

@@ -1,0 +1,104 @@
+"""`search`, `check`, `restore` of a study, and how they end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from csg_ray.cli.console import watch_search
+from csg_ray.cli.guard import command, continued_by
+from csg_ray.cli.summary import summarise
+from csg_ray.config.errors import UserError
+from csg_ray.config.reader import parse_yaml
+from csg_ray.results.export import check_new_directory, first_free
+from csg_ray.results.study import load_study
+from csg_ray.search_space import SearchSpace, load_search_space
+
+
+def run_search(
+    space_file: Path, trials: int | None, settings: list[str], study: Path | None, verbose: bool
+) -> None:
+    """Search in a new directory, then sum up."""
+    space = _load(space_file, trials, settings)
+    directory = study or first_free(Path("studies") / space.study)
+    if directory.exists():
+        raise UserError(
+            f"{directory} exists; continue it with '{command('restore', directory)}', "
+            "or choose another name with --study"
+        )
+    check_new_directory(directory)
+    from csg_ray.scale.tuner import run_study
+
+    with continued_by(directory, "study.yaml"):
+        run_study(space, directory, watch_search(verbose), verbose)
+    summarise(load_study(directory))
+
+
+def continue_study(directory: Path, more: int, verbose: bool) -> None:
+    """Go on with a study, then sum up."""
+    load_study(directory)
+    from csg_ray.scale.tuner import restore_study
+
+    with continued_by(directory, "study.yaml"):
+        restore_study(directory, more, watch_search(verbose), verbose)
+    summarise(load_study(directory))
+
+
+def show_plan(space_file: Path, trials: int | None, settings: list[str]) -> None:
+    """Print what a search would do and take."""
+    space = _load(space_file, trials, settings)
+    from csg_ray.scale.resources import plan
+
+    layout = plan(space)
+    goals = ", ".join(f"{goal.metric} ({goal.mode})" for goal in space.objectives)
+    search = space.search
+    lines = {
+        "study": f"{space.study}, {len(space.space)} settings searched",
+        "goal": goals,
+        "trials": f"{layout.trials} of up to {layout.epochs} epochs, "
+        f"{len(space.points_to_evaluate)} of them given in the file",
+        "search": f"{search.sampler} sampler, {search.scheduler} scheduler, "
+        f"{search.repeats} training(s) per setting",
+        "at a time": f"{layout.concurrent} trials, each {layout.cpus_per_trial:g} CPU "
+        f"and {layout.gpus_per_trial:g} GPU",
+        "machine": f"{layout.cluster_cpus:g} CPU, {layout.cluster_gpus:g} GPU",
+        "disk": f"{describe_bytes(layout.disk_bytes)} at most, "
+        f"{describe_bytes(layout.checkpoint_bytes_per_trial)} a trial",
+    }
+    for name, value in lines.items():
+        print(f"{name:>10}  {value}")
+    print(f"{space_file} is valid; nothing was started")
+
+
+def describe_bytes(count: float) -> str:
+    """A size in the unit that fits: 512 B, 3.4 MB, 1.2 GB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _load(space_file: Path, trials: int | None, settings: list[str]) -> SearchSpace:
+    space = load_search_space(space_file, parse_settings(settings))
+    return space if trials is None else space.with_num_trials(trials)
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """`path=value` words as a mapping; values as in YAML.
+
+    Raises:
+        UserError: no `=`, no path, the same path twice, or a value that is not YAML.
+    """
+    overrides: dict[str, Any] = {}
+    for word in settings:
+        path, sign, text = word.partition("=")
+        if not sign or not path.strip():
+            raise UserError(f"--set {word}: must be PATH=VALUE such as train.epochs=5")
+        if path.strip() in overrides:
+            raise UserError(f"--set {path.strip()} is given twice; keep one")
+        try:
+            overrides[path.strip()] = parse_yaml(text)
+        except UserError as error:
+            raise UserError(f"--set {word}: {error}") from None
+    return overrides

@@ -1,0 +1,101 @@
+"""How a search ends: the winner, what it beat, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from csg_ray.cli.board import describe_metric, describe_value
+from csg_ray.cli.guard import command, fail
+from csg_ray.results.export import first_free, selected_with_target_labels
+from csg_ray.results.selection import RULES, final_value
+from csg_ray.results.study import ACCURACY, ENERGY, Study, Trial
+
+STAMP = "selected with target labels"
+
+
+def summarise(study: Study) -> None:
+    """Print the end of a search."""
+    rule = study.default_rule
+    best = study.best_trial(rule)
+    if best is None:
+        fail(no_winner(study))
+    stamp = f", {STAMP}" if selected_with_target_labels(study, rule) else ""
+    print()
+    print(f"Best trial: {best.id} of {study.directory} (by {RULES[rule].meaning}{stamp})")
+    print(f"  {describe_scores(best)}")
+    for path, value in best.params.items():
+        print(f"  {path}: {describe_value(value)}")
+    print(compare_with_published(study, best))
+    print_agreement(study)
+    print()
+    print("Next:")
+    for line in next_commands(study.directory):
+        print(f"  {line}")
+
+
+def no_winner(study: Study) -> str:
+    """Why no trial of a study can win, and what to do."""
+    if not study.trials:
+        return f"study {study.directory} has no trial yet; continue it with: " + command(
+            "restore", study.directory
+        )
+    counts: dict[str, int] = {}
+    for trial in study.trials:
+        counts[trial.state] = counts.get(trial.state, 0) + 1
+    held = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    return (
+        f"no trial of study {study.directory} has completed ({held}), so none can win; "
+        f"continue it with: {command('restore', study.directory, '--more', '4')}"
+    )
+
+
+def describe_scores(trial: Trial) -> str:
+    """Accuracy and energy of the last epoch on one line."""
+    return (
+        f"accuracy {describe_metric(trial.last, ACCURACY)}, "
+        f"HSE {describe_metric(trial.last, ENERGY)} on target_val, epoch {trial.epoch}"
+    )
+
+
+def compare_with_published(study: Study, best: Trial) -> str:
+    """What the winner beat: the settings of the paper, run as the first trial."""
+    published = study.published
+    if published is None:
+        return "No published settings were run to compare with (points_to_evaluate is empty)."
+    if published.id == best.id:
+        return f"The published settings, trial {published.id}, won: no trial beat them."
+    if final_value(published, ACCURACY) is None:
+        return (
+            f"The published settings, trial {published.id}, did not complete "
+            f"({published.state}; {describe_scores(published)})."
+        )
+    gain = 100 * (best.last[ACCURACY] - published.last[ACCURACY])
+    cooler = best.last[ENERGY] - published.last[ENERGY]
+    return (
+        f"Against the published settings, trial {published.id} ({describe_scores(published)}): "
+        f"accuracy {gain:+.1f} points, HSE {cooler:+.3f}."
+    )
+
+
+def print_agreement(study: Study) -> None:
+    """The rank correlation of energy and accuracy, when there are trials enough."""
+    found = study.energy_and_accuracy()
+    if found is None:
+        return
+    interval = "no interval at +1 or -1"
+    if found.interval is not None:
+        interval = f"95 % interval {found.interval[0]:+.2f} to {found.interval[1]:+.2f}"
+    print(
+        f"HSE and accuracy over {found.count} completed trials: "
+        f"Spearman {found.rho:+.2f} ({interval})."
+    )
+
+
+def next_commands(directory: Path) -> list[str]:
+    """Commands to paste that go on from here."""
+    out = first_free(Path(f"{directory.name}.yaml"))
+    return [
+        command("best", directory),
+        command("export", directory, out),
+        command("evaluate", directory),
+    ]

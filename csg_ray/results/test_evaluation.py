@@ -1,0 +1,202 @@
+"""The one look at the sealed test split: all picks are frozen, then it opens for them all."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from csg_ray.config.errors import UserError
+from csg_ray.config.load import load_config
+from csg_ray.config.reader import read_yaml
+from csg_ray.config.run import RunConfig
+from csg_ray.results.export import check_writable, selected_with_target_labels
+from csg_ray.results.selection import RULES
+from csg_ray.results.study import Study, load_study
+from csg_ray.training.records import CHECKPOINT_FILE, read_results, write_atomically
+
+if TYPE_CHECKING:
+    from csg_ray.data.splits import SealedSplit, Split
+
+PICKS_FILE = "test_picks.json"
+RESULTS_FILE = "test_results.json"
+LEDGER_FILE = "test_ledger.jsonl"
+
+
+@dataclass(frozen=True)
+class Pick:
+    """What one selection rule chose.
+
+    Attributes:
+        rule: the rule's name, or `run` for a run, where nothing was left to choose.
+        trial: the trial's id; empty for a run.
+        epoch: the last epoch in the results, which the checkpoint must be of.
+    """
+
+    rule: str
+    trial: str
+    config: RunConfig
+    checkpoint: Path
+    epoch: int
+    used_target_labels: bool
+
+    def describe(self) -> dict[str, Any]:
+        """The pick in plain types."""
+        return {
+            "rule": self.rule,
+            "trial": self.trial,
+            "epoch": self.epoch,
+            "selected with target labels": self.used_target_labels,
+        }
+
+
+def evaluate_study(directory: Path) -> dict[str, Any]:
+    """Measure the picks of all selection rules of a study on target_test.
+
+    Returns:
+        What `test_results.json` then holds: `picks` (rule, trial, metrics, ...),
+        `earlier_openings` of the split, `earlier_results` of this command.
+
+    Raises:
+        UserError: nothing to pick, a checkpoint that is not the trial's, data that have changed.
+    """
+    study = load_study(directory)
+    picks = _study_picks(study)
+    if not picks:
+        raise UserError(f"no trial of study {directory} has completed, so there is nothing to test")
+    searches_data = any(path.startswith("data.") for path in study.space.space)
+    expected = None if searches_data else study.provenance.get("data_sha256")
+    return _evaluate(directory, picks, expected)
+
+
+def evaluate_run(directory: Path) -> dict[str, Any]:
+    """Measure a run's checkpoint on target_test; otherwise as `evaluate_study`."""
+    config = load_config(directory / "run.yaml")
+    results = read_results(directory)
+    if not results:
+        raise UserError(f"run {directory} has no finished epoch, so there is nothing to test")
+    provenance = read_yaml(directory / "run.yaml").get("provenance") or {}
+    exported = provenance.get("exported") or {}
+    pick = Pick(
+        rule="run",
+        trial="",
+        config=config,
+        checkpoint=directory / CHECKPOINT_FILE,
+        epoch=int(results[-1]["epoch"]),
+        used_target_labels=bool(exported.get("selected with target labels", False)),
+    )
+    return _evaluate(directory, [pick], provenance.get("data_sha256"))
+
+
+def _study_picks(study: Study) -> list[Pick]:
+    winners = {rule: study.best_trial(rule) for rule in RULES}
+    return [
+        Pick(
+            rule=rule,
+            trial=trial.id,
+            config=study.space.config_for(dict(trial.params)),
+            checkpoint=trial.checkpoint,
+            epoch=trial.epoch,
+            used_target_labels=selected_with_target_labels(study, rule),
+        )
+        for rule, trial in winners.items()
+        if trial is not None
+    ]
+
+
+def _evaluate(directory: Path, picks: Sequence[Pick], data_sha256: str | None) -> dict[str, Any]:
+    """Everything that can go wrong is tried before the seal is broken."""
+    check_writable(directory)
+    states = {pick.trial: _load_state(pick) for pick in picks}
+    sealed = _sealed_split(directory, picks, data_sha256)
+    earlier_results = _earlier_results(directory / RESULTS_FILE)
+    frozen = {"frozen_at": _now(), "picks": [pick.describe() for pick in picks]}
+    write_atomically(directory / PICKS_FILE, json.dumps(frozen, indent=1))
+
+    reason = "evaluate " + ", ".join(f"{pick.rule} {pick.trial}".strip() for pick in picks)
+    split, earlier_openings = sealed.open(directory / LEDGER_FILE, reason)
+    measured: dict[str, dict[str, Any]] = {}
+    for pick in picks:
+        if pick.trial not in measured:
+            measured[pick.trial] = _measure(pick.config, states[pick.trial], split)
+    outcome = {
+        **frozen,
+        "picks": [pick.describe() | {"metrics": measured[pick.trial]} for pick in picks],
+        "target_test_sha256": sealed.fingerprint,
+        "earlier_openings": earlier_openings,
+        "earlier_results": earlier_results,
+    }
+    write_atomically(directory / RESULTS_FILE, json.dumps(outcome, indent=1))
+    return outcome
+
+
+def _load_state(pick: Pick) -> dict[str, Any]:
+    from csg_ray.training.checkpoint import config_differences, load_checkpoint
+
+    state = load_checkpoint(pick.checkpoint)
+    if differences := config_differences(state["config"], pick.config):
+        raise UserError(
+            f"{pick.checkpoint} is a checkpoint of another training ({'; '.join(differences)}); "
+            "put the right one back"
+        )
+    if state["epoch"] != pick.epoch:
+        raise UserError(
+            f"{pick.checkpoint} is of epoch {state['epoch']}, but the results beside it end at "
+            f"epoch {pick.epoch}; continue the training with csg-ray restore first"
+        )
+    return state
+
+
+def _sealed_split(directory: Path, picks: Sequence[Pick], data_sha256: str | None) -> SealedSplit:
+    from csg_ray.data.load import load_splits
+
+    splits = [load_splits(pick.config.data) for pick in picks]
+    if data_sha256 is not None and any(each.fingerprint != data_sha256 for each in splits):
+        raise UserError(
+            f"the data are not those that {directory} was trained on; target_test stays sealed, "
+            "since its images may have been seen; bring the former data back"
+        )
+    if len({each.target_test.fingerprint for each in splits}) > 1:
+        raise UserError(
+            f"the picks of {directory} differ in their data settings and share no target_test; "
+            "export each trial, train it, and evaluate its run"
+        )
+    return splits[0].target_test
+
+
+def _earlier_results(path: Path) -> list[dict[str, Any]]:
+    """Results of earlier looks, oldest first: a better second look must not hide the first."""
+    if not path.is_file():
+        return []
+    last = json.loads(path.read_text(encoding="utf-8"))
+    return [*last.pop("earlier_results"), last]
+
+
+def _measure(config: RunConfig, state: dict[str, Any], split: Split) -> dict[str, Any]:
+    """Means over the repeats in a checkpoint, with `<metric>_std` when there are several."""
+    import torch
+
+    from csg_ray.data.load import load_splits
+    from csg_ray.methods import build_method
+    from csg_ray.training.evaluate import evaluate_split
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    steps_per_epoch = len(load_splits(config.data).source_train) // config.train.batch_size
+    repeats = []
+    for saved in state["repeats"]:
+        method = build_method(config, len(split.class_names), steps_per_epoch)
+        method.load_state_dict(saved["method"])
+        repeats.append(evaluate_split(method.to(device), split, config, device))
+    metrics = {name: statistics.fmean(each[name] for each in repeats) for name in repeats[0]}
+    if len(repeats) > 1:
+        for name in ("mean_class_accuracy", "hse"):
+            metrics[f"{name}_std"] = statistics.stdev(each[name] for each in repeats)
+    return metrics
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
