@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 class Section(BaseModel):
     """A strict, frozen group of settings: unknown keys and wrong types are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class VanillaConfig(Section):
@@ -30,7 +30,7 @@ class CSGConfig(Section):
     stages: str = Field("3,4", description="G, the stages that carry the loss (Eq. 5)")
     ema_momentum: float = Field(0.999, ge=0, le=1, description="m of the EMA projection heads")
     projection_dim: int = Field(128, ge=1, le=4096)
-    queue_size: int | Literal["auto"] = Field(
+    queue_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="K keys per stage; auto: min(65536, 0.43 of the keys of an epoch)"
     )
     pooling: Literal["attention", "mean"] = "attention"
@@ -53,13 +53,6 @@ class CSGConfig(Section):
                 f"must be different stages out of 1, 2, 3, 4 such as '3,4', not {value!r}"
             )
         return ",".join(sorted(parts))
-
-    @field_validator("queue_size")
-    @classmethod
-    def _positive_queue(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("must be at least 1 or 'auto'")
-        return value
 
     def stage_numbers(self) -> tuple[int, ...]:
         """G as numbers, ascending."""

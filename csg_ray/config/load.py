@@ -1,0 +1,168 @@
+"""Run configurations from files and mappings, and one setting changed by its dotted path."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from csg_ray.config.errors import UserError, nearest
+from csg_ray.config.explain import shown, validate
+from csg_ray.config.methods import METHOD_CONFIGS
+from csg_ray.config.reader import read_yaml
+from csg_ray.config.run import RunConfig
+
+SECTIONS = tuple(name for name in RunConfig.model_fields if name != "seed")
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """The run configuration in a YAML file: plain, nested, as `csg-ray export` writes it.
+
+    Two more keys may stand at the top: `csg_ray`, the version that wrote the file, and
+    `provenance`, which says where the settings come from and is not read.
+
+    Raises:
+        UserError: unreadable, not YAML, an unknown setting, a bad value, or a newer version's file.
+    """
+    mapping = read_yaml(Path(path))
+    try:
+        if "space" in mapping:
+            raise UserError("this is a search space, not a run; start it with csg-ray search")
+        _refuse_newer(mapping.pop("csg_ray", installed_version()))
+        mapping.pop("provenance", None)
+        return override_config(RunConfig(), flatten_settings(mapping))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def config_to_mapping(config: RunConfig) -> dict[str, Any]:
+    """What `load_config` reads back: the version that writes it, then every setting, nested."""
+    return {"csg_ray": installed_version(), **config.model_dump()}
+
+
+def override_config(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """A copy with some settings changed.
+
+    Another `method.name` starts from that method's defaults: the old method's settings go.
+
+    Args:
+        config: stays as it is.
+        overrides: dotted path -> value.
+
+    Raises:
+        UserError: an unknown path, a wrong type, a value out of bounds.
+    """
+    mapping = config.model_dump()
+    name = overrides.get("method.name", config.method.name)
+    if not isinstance(name, str) or name not in METHOD_CONFIGS:
+        raise UserError(
+            f"method.name must be one of {', '.join(METHOD_CONFIGS)}, not {shown(name)}"
+        )
+    if name != config.method.name:
+        mapping["method"] = {"name": name}
+    for path, value in overrides.items():
+        if path not in setting_fields(name):
+            raise UserError(unknown_setting(path, name))
+        section, _, setting = path.rpartition(".")
+        (mapping[section] if section else mapping)[setting] = value
+    return validate(RunConfig, mapping)
+
+
+@lru_cache
+def setting_fields(method: str) -> dict[str, FieldInfo]:
+    """Every legal dotted path of a run with this method, and its field."""
+    fields = {"seed": RunConfig.model_fields["seed"]}
+    for section in SECTIONS:
+        default = RunConfig.model_fields[section].default
+        model = METHOD_CONFIGS[method] if section == "method" else type(default)
+        fields |= {f"{section}.{name}": field for name, field in model.model_fields.items()}
+    return fields
+
+
+def get_setting(config: RunConfig, path: str) -> Any:
+    """The value at a dotted path."""
+    value: Any = config
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def flatten_settings(mapping: Mapping[Any, Any]) -> dict[str, Any]:
+    """Dotted path -> value, from nested sections, dotted keys, or a mixture.
+
+    Raises:
+        UserError: a section that is not a mapping, a setting given in both ways.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        settings = {key: value}
+        if key in SECTIONS:
+            if not isinstance(value, Mapping):
+                raise UserError(f"{key} must be a mapping of settings, not {shown(value)}")
+            settings = {f"{key}.{name}": inner for name, inner in value.items()}
+        for path, inner in settings.items():
+            if path in flat:
+                raise UserError(f"{path} is given twice, nested and dotted; remove one")
+            flat[path] = inner
+    return flat
+
+
+def unknown_setting(path: Any, method: str, others: Iterable[str] = ()) -> str:
+    """The sentence about an illegal path: another method's, a whole group, or a slip.
+
+    Args:
+        path: the illegal path.
+        method: whose settings are legal.
+        others: legal paths that are no settings of a run.
+    """
+    owners = [name for name in METHOD_CONFIGS if path in setting_fields(name)]
+    if owners:
+        return (
+            f"{path} is a setting of method {', '.join(owners)}, but method.name is {method}; "
+            f"remove it, or set method.name to {owners[0]}"
+        )
+    legal = [*setting_fields(method), *others]
+    group = str(path).partition(".")[0]
+    siblings = [known for known in legal if known.startswith(f"{group}.")]
+    if path == group and siblings:
+        return f"'{path}' is a group of settings; name one of {', '.join(siblings)}"
+    if siblings or get_close_matches(str(path), legal, n=1, cutoff=0.5):
+        return f"unknown setting '{path}': {nearest(str(path), siblings or legal)}"
+    groups = dict.fromkeys(re.sub(r"\..*", ".*", known) for known in legal)
+    return f"unknown setting '{path}': allowed are {', '.join(groups)}"
+
+
+@lru_cache
+def installed_version() -> str:
+    """The version of csg_ray; from pyproject.toml where the source tree is not installed."""
+    try:
+        return version("csg-ray")
+    except PackageNotFoundError:
+        text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+        return str(tomllib.loads(text)["project"]["version"])
+
+
+def _refuse_newer(written_by: Any) -> None:
+    installed = installed_version()
+    if not isinstance(written_by, str) or not re.match(r"\d+(\.\d+)*", written_by):
+        raise UserError(f"csg_ray must be a version such as '{installed}', not {shown(written_by)}")
+    if _release(written_by) > _release(installed):
+        raise UserError(
+            f"written by csg_ray {written_by}, newer than the installed {installed}; update csg_ray"
+        )
+
+
+def _release(text: str) -> list[int]:
+    """The numbers at the start of a version, without zeros at the end: 0.1.0rc1 -> [0, 1]."""
+    found = re.match(r"\d+(\.\d+)*", text)
+    numbers = [int(part) for part in found[0].split(".")] if found else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return numbers

@@ -1,0 +1,188 @@
+"""What a search space must satisfy against RunConfig, before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, combinations, product
+from typing import Any
+
+from csg_ray.config.errors import UserError
+from csg_ray.config.explain import accepts, describe, shown
+from csg_ray.config.load import get_setting, override_config, setting_fields, unknown_setting
+from csg_ray.config.run import RunConfig
+from csg_ray.search_space.domains import Choice, Domain, Float
+from csg_ray.search_space.space import SearchSpace
+
+_SPEED_ONLY = ("data.workers", "evaluation.batch_size")
+
+
+def check_space(space: SearchSpace) -> SearchSpace:
+    """The same space, its choices as RunConfig holds them ("4,3" -> "3,4"), once all is checked.
+
+    Raises:
+        UserError: whatever is wrong first.
+    """
+    methods = searched_methods(space)
+    _check_base(space, methods)
+    for path, domain in space.space.items():
+        _check_shared_path(path, domain, methods)
+    for method in methods:
+        _check_branch(space, method)
+    variants = {method: list(_variants(space, method)) for method in methods}
+    _check_effects(space, variants)
+    _check_search(space, list(chain.from_iterable(variants.values())))
+    return _normalised(space, variants)
+
+
+def searched_methods(space: SearchSpace) -> tuple[str, ...]:
+    """The methods that the space may draw: those searched, or the one in base."""
+    domain = space.space.get("method.name")
+    names: tuple[Any, ...] = (space.base.get("method.name", RunConfig().method.name),)
+    if isinstance(domain, Choice):
+        names = domain.values
+    elif domain is not None:
+        raise UserError("space: method.name takes a choice, not a range")
+    for name in names:
+        override_config(RunConfig(), {"method.name": name})
+    return tuple(dict.fromkeys(names))
+
+
+def domains_of(space: SearchSpace, method: str) -> dict[str, Domain]:
+    """What is searched under one method, its name apart."""
+    active = space.active_domains({"method.name": method})
+    return {path: domain for path, domain in active.items() if path != "method.name"}
+
+
+def _check_base(space: SearchSpace, methods: tuple[str, ...]) -> None:
+    for path in space.base:
+        if not any(path in setting_fields(method) for method in methods):
+            raise UserError(unknown_setting(path, methods[0]))
+        if any(path in space.active_domains({"method.name": method}) for method in methods):
+            raise UserError(
+                f"{path} is searched in space and fixed in base (or by --set); remove one"
+            )
+
+
+def _check_shared_path(path: str, domain: Domain, methods: tuple[str, ...]) -> None:
+    """A setting searched under every method must exist in every method."""
+    having = [method for method in methods if path in setting_fields(method)]
+    if not having:
+        raise UserError(f"space: {unknown_setting(path, methods[0])}")
+    if len(having) < len(methods):
+        raise UserError(
+            f"space: {path} is no setting of every method that is searched; "
+            f"move it into the branch {having[0]} of method.name"
+        )
+    _check_field(path, domain, methods[0])
+
+
+def _check_branch(space: SearchSpace, method: str) -> None:
+    names = space.space.get("method.name")
+    branch = names.branches.get(method, {}) if isinstance(names, Choice) else {}
+    for path, domain in branch.items():
+        if path not in setting_fields(method):
+            raise UserError(f"space: branch {method}: {unknown_setting(path, method)}")
+        if path in space.space:
+            raise UserError(f"space: {path} is searched in branch {method} and outside; remove one")
+        _check_field(path, domain, method)
+
+
+def _check_field(path: str, domain: Domain, method: str) -> None:
+    field = setting_fields(method)[path]
+    if isinstance(domain, Float) and accepts(field, int) and not accepts(field, float):
+        (sampler,) = domain.to_mapping()
+        raise UserError(
+            f"space: {path} must be {describe(field)}, but {sampler} draws fractions; use randint"
+        )
+    if path in _SPEED_ONLY:
+        raise UserError(f"space: {path} changes the speed, not the result; put it into base")
+
+
+def _variants(space: SearchSpace, method: str) -> Iterator[RunConfig]:
+    """Configurations that stand for all: every end and choice, and every pair of them.
+
+    Pairs, because a value may be illegal or without effect only together with another one.
+    """
+    options = [
+        [{path: value} for value in domain.ends()]
+        for path, domain in domains_of(space, method).items()
+    ]
+    first = space.complete({"method.name": method})
+    yield space.config_for(first)
+    for option in chain.from_iterable(options):
+        yield space.config_for(first | option)
+    for one, other in combinations(options, 2):
+        for left, right in product(one, other):
+            yield space.config_for(first | left | right)
+
+
+def _check_effects(space: SearchSpace, variants: dict[str, list[RunConfig]]) -> None:
+    """Refuse a searched setting that is without effect whatever the others are."""
+    reasons: dict[str, list[str | None]] = {}
+    for method, configs in variants.items():
+        inert = [config.inert_settings() for config in configs]
+        for path in domains_of(space, method):
+            reasons.setdefault(path, []).extend(settings.get(path) for settings in inert)
+    for path, found in reasons.items():
+        if None not in found:
+            raise UserError(
+                f"space: {path} has no effect, because {found[0]}; take it out of space"
+            )
+
+
+def _check_search(space: SearchSpace, configs: list[RunConfig]) -> None:
+    search = space.search
+    paths = {path for m in searched_methods(space) for path in domains_of(space, m)}
+    if search.repeats > 1 and "seed" in paths:
+        raise UserError(
+            f"search.repeats {search.repeats} trains with several seeds, so seed cannot be "
+            "searched; take it out of space"
+        )
+    epochs = min(config.train.epochs for config in configs)
+    if search.scheduler == "asha" and search.grace_period > epochs:
+        raise UserError(
+            f"search.grace_period must be at most train.epochs, {epochs}, not {search.grace_period}"
+        )
+    for method in searched_methods(space):
+        for path, domain in domains_of(space, method).items():
+            if search.sampler == "grid" and not isinstance(domain, Choice):
+                (sampler,) = domain.to_mapping()
+                raise UserError(
+                    f"search.sampler grid needs choice everywhere, but {path} has {sampler}; "
+                    "write a choice, or take sampler tpe"
+                )
+
+
+def _normalised(space: SearchSpace, variants: dict[str, list[RunConfig]]) -> SearchSpace:
+    """Choice values as RunConfig holds them, each once."""
+    methods = list(variants)
+    domains: dict[str, Domain] = {}
+    for path, domain in space.space.items():
+        domains[path] = _normalised_domain(path, domain, variants[methods[0]][0])
+        if isinstance(domain, Choice) and domain.branches:
+            branches = {
+                method: {
+                    inner: _normalised_domain(inner, choice, variants[method][0])
+                    for inner, choice in branch.items()
+                }
+                for method, branch in domain.branches.items()
+            }
+            domains[path] = replace(domain, branches=branches)
+    return replace(space, space=domains)
+
+
+def _normalised_domain(path: str, domain: Domain, config: RunConfig) -> Domain:
+    if not isinstance(domain, Choice):
+        return domain
+    values: list[Any] = []
+    for given in domain.values:
+        value = get_setting(override_config(config, {path: given}), path)
+        if value in values:
+            earlier = domain.values[values.index(value)]
+            raise UserError(
+                f"space: {path}: choice has {shown(earlier)} and {shown(given)}, "
+                "which are the same; remove one"
+            )
+        values.append(value)
+    return replace(domain, values=tuple(values))

@@ -1,0 +1,82 @@
+"""A study's search space: what is fixed, what is searched, how, on what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from csg_ray.config.load import override_config, setting_fields
+from csg_ray.config.run import RunConfig
+from csg_ray.search_space.domains import Choice, Domain
+from csg_ray.search_space.settings import Objective, ResourcesConfig, SearchConfig
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A checked search-space file. Paths are dotted config paths."""
+
+    study: str
+    base: dict[str, Any]
+    space: dict[str, Domain]
+    points_to_evaluate: tuple[dict[str, Any], ...]
+    search: SearchConfig
+    resources: ResourcesConfig
+
+    def config_for(self, params: Mapping[str, Any]) -> RunConfig:
+        """The run configuration of a trial.
+
+        A fixed setting of another method than the trial's is left out.
+
+        Args:
+            params: dotted path -> value, as sampled.
+        """
+        default = self.base.get("method.name", RunConfig().method.name)
+        legal = setting_fields(params.get("method.name", default))
+        fixed = {path: value for path, value in self.base.items() if path in legal}
+        return override_config(RunConfig(), {**fixed, **params})
+
+    def active_domains(self, params: Mapping[str, Any]) -> dict[str, Domain]:
+        """The searched settings of a trial, those of its branch included."""
+        active = dict(self.space)
+        for path, domain in self.space.items():
+            if isinstance(domain, Choice) and domain.branches:
+                active |= domain.branches.get(params[path], {})
+        return active
+
+    def complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """`params`, and the first end of every other searched setting of their branch."""
+        top = {path: domain.ends()[0] for path, domain in self.space.items()} | dict(params)
+        return {path: domain.ends()[0] for path, domain in self.active_domains(top).items()} | top
+
+    def first_point(self) -> dict[str, Any]:
+        """One setting of the searched paths: the first warm-start point, or the first ends."""
+        return dict(self.points_to_evaluate[0]) if self.points_to_evaluate else self.complete({})
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What is optimised, the first one by ASHA too."""
+        if self.search.objectives:
+            return self.search.objectives
+        assert self.search.metric is not None  # parse_search asks for one of the two
+        assert self.search.mode is not None
+        return (Objective(metric=self.search.metric, mode=self.search.mode),)
+
+    def with_num_trials(self, num_trials: int) -> SearchSpace:
+        """The same study with another number of trials in all."""
+        assert num_trials >= 1
+        return replace(self, search=self.search.model_copy(update={"num_trials": num_trials}))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The file with every default filled in, in plain types."""
+        search = self.search.model_dump(mode="json", exclude_none=True)
+        if not search["objectives"]:
+            del search["objectives"]
+        return {
+            "study": self.study,
+            "base": dict(self.base),
+            "space": {path: domain.to_mapping() for path, domain in self.space.items()},
+            "points_to_evaluate": [dict(point) for point in self.points_to_evaluate],
+            "search": search,
+            "resources": self.resources.model_dump(),
+        }
