@@ -113,7 +113,7 @@ def _override(mapping: dict[Any, Any], path: str, value: Any) -> None:
         mapping["study"] = value
     elif section in ("search", "resources") and name:
         mapping[section] = _section(mapping, section) | {name: value}
-    elif section in SECTIONS or path == "seed":
+    elif (section in SECTIONS and name) or path == "seed":
         mapping["base"] = flatten_settings(_section(mapping, "base")) | {path: value}
     else:
         others = ["study", *(f"search.{field}" for field in SearchConfig.model_fields)]

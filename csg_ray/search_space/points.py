@@ -65,6 +65,10 @@ def _check_names(space: SearchSpace, given: dict[str, Any], active: dict[str, Do
     for path in given:
         if path in space.base:
             raise UserError(f"{path} is fixed in base; take it out of the point")
+        if path in space.branch_paths() and path not in active:
+            raise UserError(
+                f"{path} is not searched under method {given['method.name']}; remove it"
+            )
         if path not in active:
             raise UserError(f"{path} is not searched: {nearest(str(path), active)}")
     missing = [path for path in active if path not in given]

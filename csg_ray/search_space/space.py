@@ -44,6 +44,13 @@ class SearchSpace:
                 active |= domain.branches.get(params[path], {})
         return active
 
+    def branch_paths(self) -> set[str]:
+        """The settings that are searched in some branch only."""
+        choices = [domain for domain in self.space.values() if isinstance(domain, Choice)]
+        return {
+            path for choice in choices for branch in choice.branches.values() for path in branch
+        }
+
     def complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """`params`, and the first end of every other searched setting of their branch."""
         top = {path: domain.ends()[0] for path, domain in self.space.items()} | dict(params)
