@@ -121,6 +121,7 @@ class _EpochDisplay:
                 BarColumn(),
                 TimeRemainingColumn(),
                 "{task.description}",
+                refresh_per_second=2,
             )
             self._task = self._bar.add_task("", total=epochs, completed=finished)
 

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from csg_ray.cli import main
+from csg_ray.config.errors import UserError
+from csg_ray.config.load import config_to_mapping, load_config, override_config
+from csg_ray.config.reader import dump_yaml
+from csg_ray.config.run import RunConfig
+from csg_ray.data.splits import ArraySplit, SealedSplit
+from csg_ray.methods import build_method
+from csg_ray.results import test_evaluation
+from csg_ray.results.study import load_study
+from csg_ray.results.test_evaluation import evaluate_run, evaluate_study
+from csg_ray.training.checkpoint import save_checkpoint
+from csg_ray.training.evaluate import evaluate_split
+
+MakeStudy = Callable[..., Path]
+PUBLISHED = ("completed", [(0.2, 0.9, 0.8), (0.4, 0.8, 0.9), (0.60, 0.70, 0.95)])
+STOPPED = ("stopped", [(0.9, 0.1, 0.99)])
+WINNER = ("completed", [(0.3, 0.8, 0.7), (0.8, 0.2, 0.8), (0.712, 0.40, 0.90)])
+COOLEST = ("completed", [(0.3, 0.8, 0.7), (0.5, 0.5, 0.8), (0.65, 0.30, 0.99)])
+
+
+def digit_like(name: str, count: int) -> ArraySplit:
+    images = np.random.default_rng(count).integers(0, 256, (count, 32, 32), dtype=np.uint8)
+    return ArraySplit(name, images, torch.arange(count) % 10, tuple("0123456789"))
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Splits whose seal counts its openings; `measured` holds what was evaluated on them."""
+    state = SimpleNamespace(opened=0, on_opening=lambda: None, measured=[], fingerprint="bb")
+    test = digit_like("target_test", 20)
+
+    def load() -> ArraySplit:
+        state.opened += 1
+        state.on_opening()
+        return test
+
+    splits = SimpleNamespace(
+        source_train=digit_like("source_train", 64),
+        target_test=SealedSplit("target_test", test.fingerprint, load),
+    )
+
+    def load_splits(data: Any) -> SimpleNamespace:
+        splits.fingerprint = state.fingerprint
+        return splits
+
+    monkeypatch.setattr("csg_ray.data.load.load_splits", load_splits)
+    return state
+
+
+@pytest.fixture
+def quick(room: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """As `room`, with a number from the checkpoint in the place of a measurement."""
+
+    def measure(config: RunConfig, state: dict[str, Any], split: ArraySplit) -> dict[str, Any]:
+        room.measured.append(state["repeats"][0])
+        return {"mean_class_accuracy": state["repeats"][0], "hse": 0.5}
+
+    monkeypatch.setattr(test_evaluation, "_measure", measure)
+    return room
+
+
+def add_checkpoints(directory: Path) -> None:
+    study = load_study(directory)
+    for trial in study.trials:
+        config = study.space.config_for(dict(trial.params))
+        state = {"config": config.model_dump(), "epoch": trial.epoch, "repeats": [float(trial.id)]}
+        save_checkpoint(trial.checkpoint, state)
+
+
+@pytest.fixture
+def study(make_study: MakeStudy) -> Path:
+    directory = make_study(PUBLISHED, STOPPED, WINNER, COOLEST)
+    add_checkpoints(directory)
+    return directory
+
+
+def lines_of(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_picks_are_frozen_then_the_seal_opens_once_for_all(
+    study: Path, quick: SimpleNamespace
+) -> None:
+    frozen: list[Any] = []
+    quick.on_opening = lambda: frozen.append(json.loads((study / "test_picks.json").read_text()))
+
+    outcome = evaluate_study(study)
+
+    assert quick.opened == 1
+    assert [(pick["rule"], pick["trial"]) for pick in frozen[0]["picks"]] == [
+        ("target_val", "0003"),
+        ("source_val", "0004"),
+        ("hse", "0004"),
+    ]
+    assert quick.measured == [3.0, 4.0]
+    assert [pick["metrics"]["mean_class_accuracy"] for pick in outcome["picks"]] == [3.0, 4.0, 4.0]
+    assert all(pick["selected with target labels"] for pick in outcome["picks"])
+    assert outcome["earlier_openings"] == []
+    assert json.loads((study / "test_results.json").read_text()) == outcome
+    [line] = lines_of(study / "test_ledger.jsonl")
+    assert line["reason"] == "evaluate target_val 0003, source_val 0004, hse 0004"
+
+
+def test_a_second_look_says_so_and_keeps_the_first(study: Path, quick: SimpleNamespace) -> None:
+    first = evaluate_study(study)
+    second = evaluate_study(study)
+    third = evaluate_study(study)
+
+    assert second["earlier_openings"] == lines_of(study / "test_ledger.jsonl")[:1]
+    assert len(third["earlier_openings"]) == 2
+    first.pop("earlier_results")
+    assert second.pop("earlier_results") == [first]
+    assert third["earlier_results"] == [first, second]
+
+
+def nothing_was_touched(directory: Path, room: SimpleNamespace) -> bool:
+    names = ("test_ledger.jsonl", "test_picks.json", "test_results.json")
+    return room.opened == 0 and not any((directory / name).exists() for name in names)
+
+
+def test_no_completed_trial_leaves_the_seal(make_study: MakeStudy, room: SimpleNamespace) -> None:
+    directory = make_study(STOPPED)
+
+    with pytest.raises(UserError, match=r"no trial of study .* has completed"):
+        evaluate_study(directory)
+
+    assert nothing_was_touched(directory, room)
+
+
+def test_a_missing_or_foreign_checkpoint_leaves_the_seal(
+    study: Path, room: SimpleNamespace
+) -> None:
+    checkpoint = study / "trials" / "0004" / "checkpoint.pt"
+    kept = checkpoint.read_bytes()
+
+    checkpoint.write_bytes((study / "trials" / "0001" / "checkpoint.pt").read_bytes())
+    with pytest.raises(UserError, match=r"checkpoint of another training .*magnitude 6"):
+        evaluate_study(study)
+    checkpoint.write_bytes(kept[:100])
+    with pytest.raises(UserError, match=r"0004/checkpoint.pt is not a readable checkpoint"):
+        evaluate_study(study)
+    checkpoint.unlink()
+    with pytest.raises(UserError, match=r"0004/checkpoint.pt does not exist"):
+        evaluate_study(study)
+
+    assert nothing_was_touched(study, room)
+
+
+def test_a_checkpoint_of_an_earlier_epoch_leaves_the_seal(
+    study: Path, room: SimpleNamespace
+) -> None:
+    checkpoint = study / "trials" / "0003" / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)  # noqa: TID251 - to change one number
+    save_checkpoint(checkpoint, state | {"epoch": 2})
+
+    with pytest.raises(UserError, match=r"is of epoch 2, but the results beside it end at epoch 3"):
+        evaluate_study(study)
+
+    assert nothing_was_touched(study, room)
+
+
+def test_other_data_than_the_study_saw_leave_the_seal(study: Path, room: SimpleNamespace) -> None:
+    room.fingerprint = "of other images"
+
+    with pytest.raises(UserError, match=r"data are not those that .* target_test stays sealed"):
+        evaluate_study(study)
+
+    assert nothing_was_touched(study, room)
+
+
+def test_the_command_prints_a_table_and_who_looked_before(
+    study: Path, quick: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(study)]) == 0
+    assert "opened before" not in capsys.readouterr().out
+    assert main(["evaluate", str(study)]) == 0
+
+    out = capsys.readouterr().out
+    rows = [line.replace("│", " ").split() for line in out.splitlines()]
+    assert ["target_val", "0003", "3.000", "0.500", "yes"] in rows
+    assert ["hse", "0004", "4.000", "0.500", "yes"] in rows
+    opened = lines_of(study / "test_ledger.jsonl")[0]
+    assert f"target_test was opened before: {opened['opened_at']} by {opened['user']}" in out
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of two repeats with real weights, as `csg-ray train` would leave it."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    config = override_config(RunConfig(), {"train.epochs": 1, "method.name": "vanilla"})
+    provenance = {"data_sha256": "bb", "exported": {"selected with target labels": True}}
+    text = dump_yaml(config_to_mapping(config) | {"provenance": provenance})
+    (directory / "run.yaml").write_text(text)
+    (directory / "result.json").write_text('{"epoch": 1, "diverged": 0}\n')
+    repeats = []
+    for seed in (1, 2):
+        method = build_method(config.model_copy(update={"seed": seed}), 10, 2)
+        repeats.append({"seed": seed, "method": method.state_dict()})
+    state = {"config": config.model_dump(), "epoch": 1, "repeats": repeats}
+    save_checkpoint(directory / "checkpoint.pt", state)
+    return directory
+
+
+@pytest.mark.timeout(60)  # four passes through a real network on a busy machine
+def test_a_run_is_measured_with_the_weights_of_every_repeat(
+    run: Path, room: SimpleNamespace
+) -> None:
+    config = load_config(run / "run.yaml")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    test = digit_like("target_test", 20)
+    expected = [
+        evaluate_split(
+            build_method(config.model_copy(update={"seed": seed}), 10, 2).to(device),
+            test,
+            config,
+            device,
+        )
+        for seed in (1, 2)
+    ]
+
+    [pick] = evaluate_run(run)["picks"]
+
+    assert (pick["rule"], pick["trial"], pick["epoch"]) == ("run", "", 1)
+    assert pick["selected with target labels"] is True
+    for name in ("mean_class_accuracy", "hse", "accuracy"):
+        values = [each[name] for each in expected]
+        assert pick["metrics"][name] == pytest.approx(np.mean(values), rel=1e-5)
+    energies = [each["hse"] for each in expected]
+    assert pick["metrics"]["hse_std"] == pytest.approx(np.std(energies, ddof=1), abs=1e-6)
+
+
+def test_a_run_without_an_epoch_is_refused(run: Path, room: SimpleNamespace) -> None:
+    (run / "result.json").unlink()
+
+    with pytest.raises(UserError, match=r"run .* has no finished epoch"):
+        evaluate_run(run)
+
+    assert nothing_was_touched(run, room)
