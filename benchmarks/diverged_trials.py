@@ -29,7 +29,9 @@ def accuracy(log_rate: float, log_weight: float, magnitude: int) -> float | None
     if log_rate > edge:
         return None
     slope = 0.35 * math.exp(-((edge - log_rate) / 1.2))
-    bumps = 0.15 * math.exp(-((log_weight - 0.2) ** 2)) + 0.1 * math.exp(-(((magnitude - 10) / 6) ** 2))
+    bumps = 0.15 * math.exp(-((log_weight - 0.2) ** 2)) + 0.1 * math.exp(
+        -(((magnitude - 10) / 6) ** 2)
+    )
     return 0.35 + slope + bumps
 
 
@@ -62,7 +64,9 @@ def search(seed: int, num_trials: int, state: str) -> tuple[float, float]:
 
 def main() -> None:
     """Compare both on 16, 32 and 64 trials."""
-    print(f"{'trials':>6}  {'told':<6} {'best accuracy':>14} {'diverged':>9}   wins of {SEEDS} pairs")
+    print(
+        f"{'trials':>6}  {'told':<6} {'best accuracy':>14} {'diverged':>9}   wins of {SEEDS} pairs"
+    )
     for num_trials in (16, 32, 64):
         runs = {
             state: [search(seed, num_trials, state) for seed in range(SEEDS)]

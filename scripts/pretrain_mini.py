@@ -104,7 +104,7 @@ def train(network: TappedResNet, images: Tensor, labels: Tensor, args: argparse.
 
 
 def save(
-    network: TappedResNet, args: argparse.Namespace, measured: float, fingerprint: str
+    network: TappedResNet, args: argparse.Namespace, measured: float, fingerprint: str, count: int
 ) -> None:
     """Write float16 weights and the provenance beside them."""
     half = {

@@ -167,6 +167,39 @@ def test_hse_is_computed_in_float32_inside_autocast_and_low_precision_settings()
         torch.set_float32_matmul_precision("highest")
 
 
+def test_hse_multiplies_without_tf32_and_puts_the_setting_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    seen = []
+
+    def recording_addmm(*operands: Tensor, alpha: float) -> Tensor:
+        seen.append([backend.fp32_precision for backend in backends])
+        return original(*operands, alpha=alpha)
+
+    original = torch.addmm
+    monkeypatch.setattr(torch, "addmm", recording_addmm)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        hyperspherical_energies(relu_features(10, 4))
+        assert seen == [["ieee", "ieee"]]
+        assert [backend.fp32_precision for backend in backends] == ["tf32", "bf16"]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("block_size", [300, 513, 2048])
+def test_hse_of_many_rows_equals_the_full_matrix_in_float64(block_size: int) -> None:
+    features = relu_features(700, 32)
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    squares = (unit[:, None] - unit[None]).square().sum(dim=2)
+    squares = squares[tuple(torch.triu_indices(700, 700, offset=1))]
+    energies = hyperspherical_energies(features, block_size=block_size)
+    assert energies.power0 == pytest.approx(float(-squares.log().mean()), rel=1e-6)
+    assert energies.power1 == pytest.approx(float((1 / squares.sqrt()).mean()), rel=1e-6)
+    assert energies.power2 == pytest.approx(float((1 / squares).mean()), rel=1e-6)
+
+
 def test_hse_does_not_change_its_input_or_keep_a_graph() -> None:
     features = relu_features(10, 4).requires_grad_()
     before = features.detach().clone()

@@ -45,9 +45,8 @@ class NegativeQueue(nn.Module):
         if not bool(finite.all()):
             self.num_skipped += len(keys) - int(finite.sum())
             keys = keys[finite]
-        start = self.pointer + max(len(keys) - self.size, 0)
-        newest = keys[-self.size :].to(self.keys.dtype)
-        start %= self.size
+        start = (self.pointer + max(len(keys) - self.size, 0)) % self.size
+        newest = keys[-self.size :]
         before_end = min(len(newest), self.size - start)
         self.keys[start : start + before_end] = newest[:before_end]
         self.keys[: len(newest) - before_end] = newest[before_end:]

@@ -124,7 +124,7 @@ class Training:
         schedule_learning_rate(self.optimizer, self.config.train, self.step, total_steps)
         output = self.method.training_loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(output.loss)
         self.method.after_backward()
         self.step += 1
         if stepped := self._is_healthy(output.loss.detach()):
