@@ -1,0 +1,1 @@
+"""Ray: one trial, one study. The only room that imports `ray`."""

@@ -28,11 +28,11 @@ class DriverSearcher(Searcher):
         """Nothing to set: metric and mode are the search space's."""
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial's assignment; FINISHED when there is none."""
         trial = self._driver.next_trial()
         if trial is None:
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED  # type: ignore[return-value]
         self._ids[trial_id] = trial.id
         return self._assignment(trial)
 
@@ -110,9 +110,9 @@ class StartCallback(Callback):
 
 def metrics_of(result: dict[str, Any]) -> dict[str, Any]:
     """What the loop reported, without the keys that Tune adds."""
+    plain = ("epoch", "diverged", "images_per_second")
     return {
         key: value
         for key, value in result.items()
-        if "/" in key and not key.startswith("config/")
-        or key in ("epoch", "diverged", "images_per_second", "timestamp")
+        if key in plain or key.startswith(("train/", "source_val/", "target_val/"))
     }

@@ -87,7 +87,9 @@ class StudyDriver:
             return None
         if self._resuming:
             old = self._resuming.pop(0)
-            trial = LiveTrial(old.id, old.params, suggestion.number, list(old.results))
+            trial = LiveTrial(
+                old.id, dict(old.params), suggestion.number, [dict(line) for line in old.results]
+            )
         else:
             self._count += 1
             self._left -= 1
@@ -169,7 +171,11 @@ class StudyDriver:
 
     def _replay(self, trials: Sequence[Trial]) -> set[str]:
         """Feed old reports to ASHA in the order in which they came; ids that it had cut."""
-        lines = [(line.get("timestamp", 0.0), trial.id, line) for trial in trials for line in trial.results]
+        lines = [
+            (line.get("timestamp", 0.0), trial.id, line)
+            for trial in trials
+            for line in trial.results
+        ]
         cut = set()
         for _, trial_id, line in sorted(lines, key=lambda entry: (entry[0], entry[1])):
             if self._cuts(trial_id, line):
@@ -179,7 +185,7 @@ class StudyDriver:
     def _close_ended(
         self, trials: Sequence[Trial], cut: set[str]
     ) -> tuple[list[Trial], list[Trial]]:
-        """Split into finished and unfinished; give those their state that the last driver did not."""
+        """Split into finished and unfinished; write the states that the last driver could not."""
         finished, unfinished = [], []
         for trial in trials:
             if trial.state != "unfinished":
@@ -220,7 +226,10 @@ def _build_halving(space: SearchSpace, epochs: int) -> SuccessiveHalving | None:
 
 
 def _update(
-    trial_id: str, state: str, params: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+    trial_id: str,
+    state: str,
+    params: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
 ) -> TrialUpdate:
     last = results[-1] if results else {}
     return TrialUpdate(

@@ -1,4 +1,4 @@
-"""What to try next: Optuna's ask and tell over a SearchSpace, rebuilt from a study's plain files."""
+"""What to try next: Optuna's ask and tell over a SearchSpace, rebuilt from plain files."""
 
 from __future__ import annotations
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from csg_ray.config.errors import UserError
+from csg_ray.config.load import installed_version
+from csg_ray.config.reader import dump_yaml, read_yaml
 from csg_ray.data.load import load_splits
 from csg_ray.models.encoders import build_encoder
 from csg_ray.results.progress import Progress
 from csg_ray.results.provenance import collect_provenance, compare_provenance
-from csg_ray.results.study import Trial, load_study
+from csg_ray.results.study import STUDY_FORMAT, Trial, load_study
 from csg_ray.results.table import write_table
 from csg_ray.scale.driver import StudyDriver
 from csg_ray.scale.lock import StudyLock
@@ -27,7 +27,6 @@ from csg_ray.scale.resources import Plan, plan
 from csg_ray.search_space import SearchSpace
 from csg_ray.training.records import write_atomically
 
-STUDY_FORMAT = 1
 DIED_PROCESS_RETRIES = 2
 
 
@@ -41,7 +40,7 @@ def run_study(space: SearchSpace, directory: Path, progress: Progress, verbose: 
     provenance = _provenance(space)
     header = {
         "format": STUDY_FORMAT,
-        "csg_ray": metadata.version("csg_ray"),
+        "csg_ray": installed_version(),
         "created": _now(),
         "space": space.to_mapping(),
         "provenance": provenance,
@@ -62,7 +61,7 @@ def restore_study(directory: Path, more: int, progress: Progress, verbose: bool)
     study = load_study(directory)
     with StudyLock(directory):
         study = load_study(directory)
-        header = yaml.safe_load((directory / "study.yaml").read_text())
+        header = read_yaml(directory / "study.yaml")
         space = study.space.with_num_trials(study.space.search.num_trials + more)
         layout = plan(space)
         changed = compare_provenance(header["provenance"], _provenance(space))
@@ -83,15 +82,20 @@ def _provenance(space: SearchSpace) -> dict[str, Any]:
 def _report_changes(directory: Path, changed: dict[str, Any], progress: Progress) -> None:
     if "data_sha256" in changed:
         raise UserError(
-            f"the data of study {directory} has changed since it began ({changed['data_sha256']}); "
-            "its trials would not compare, so bring the data back or start a new study"
+            f"the data of study {directory} has changed since it began "
+            f"({_arrow(changed['data_sha256'])}); its trials would not compare, so bring the data "
+            "back or start a new study"
         )
     for name, difference in changed.items():
-        progress.message(f"changed since the study began: {name}: {difference}")
+        progress.message(f"changed since the study began: {name}: {_arrow(difference)}")
+
+
+def _arrow(difference: dict[str, Any]) -> str:
+    return f"{difference['was']} -> {difference['is']}"
 
 
 def _write_header(directory: Path, header: dict[str, Any]) -> None:
-    write_atomically(directory / "study.yaml", yaml.safe_dump(header, sort_keys=False))
+    write_atomically(directory / "study.yaml", dump_yaml(header))
 
 
 def _now() -> str:
@@ -125,9 +129,7 @@ def _drive(
     finally:
         progress.study_finished()
     if driver.halted is not None:
-        raise UserError(
-            f"study paused: {driver.halted}; free some, then run: csg-ray restore {directory}"
-        )
+        raise OSError(errno.ENOSPC, driver.halted, str(directory))
 
 
 @contextmanager
@@ -139,12 +141,16 @@ def _local_ray(layout: Plan, verbose: bool) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    here = {} if os.environ.get("RAY_ADDRESS") else {
-        "num_cpus": int(layout.cluster_cpus),
-        "num_gpus": int(layout.cluster_gpus),
-        # Flat trials need no dashboard; starting it costs seconds and a gigabyte.
-        "include_dashboard": False,
-    }
+    here: dict[str, Any] = (
+        {}
+        if os.environ.get("RAY_ADDRESS")
+        else {
+            "num_cpus": int(layout.cluster_cpus),
+            "num_gpus": int(layout.cluster_gpus),
+            # Flat trials need no dashboard; starting it costs seconds and a gigabyte.
+            "include_dashboard": False,
+        }
+    )
     ray.init(
         log_to_driver=verbose,
         logging_level=logging.INFO if verbose else logging.ERROR,
@@ -168,6 +174,7 @@ def _tune(
             "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
             "TUNE_PRINT_ALL_TRIAL_ERRORS": str(int(verbose)),
             "RAY_CHDIR_TO_TRIAL_DIR": "0",
+            "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a banner even when it is told not to
         }
     )
     from ray import tune
