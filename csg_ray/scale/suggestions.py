@@ -121,7 +121,9 @@ class Suggestions:
         if trial.state in ("completed", "diverged") and values is not None:
             state = TrialState.COMPLETE
         elif trial.state == "stopped":
-            state, values = TrialState.PRUNED, None
+            state = TrialState.PRUNED
+            # As Optuna's own `tell` does: the last point of the curve.
+            values = list(self._curve(trial.results).values())[-1:] or None
         else:
             state, values = TrialState.FAIL, None
         return create_trial(

@@ -1,0 +1,202 @@
+"""Optuna's ask and tell over a search space, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from csg_ray.results.study import Trial
+from csg_ray.scale.suggestions import Suggestions
+from csg_ray.search_space import SearchSpace, parse_search_space
+
+ACCURACY = "target_val/mean_class_accuracy"
+HSE = "target_val/hse"
+PUBLISHED = {"method.temperature": 0.07, "method.stages": "3,4"}
+
+
+def make_space(**search: Any) -> SearchSpace:
+    mapping: dict[str, Any] = {
+        "study": "s",
+        "base": {"method.name": "csg", "train.epochs": 9},
+        "space": {
+            "method.temperature": {"loguniform": [0.02, 0.5]},
+            "method.stages": {"choice": ["4", "3,4"]},
+        },
+        "points_to_evaluate": [PUBLISHED],
+        "search": {"metric": ACCURACY, "mode": "max", "num_trials": 16} | search,
+    }
+    if search.get("objectives"):
+        del mapping["search"]["metric"], mapping["search"]["mode"]
+    if search.get("sampler") == "grid":
+        mapping["space"]["method.temperature"] = {"choice": [0.07, 0.1, 0.2]}
+    return parse_search_space(mapping)
+
+
+def lines(*values: float, **extra: float) -> list[dict[str, Any]]:
+    return [{"epoch": i, ACCURACY: v, HSE: 1 - v} | extra for i, v in enumerate(values, start=1)]
+
+
+def trial(number: int, state: str, results: list[dict[str, Any]], **params: Any) -> Trial:
+    return Trial(
+        id=f"{number:04d}",
+        params=PUBLISHED | params,
+        origin="warm start" if number == 1 else "sampler",
+        state=state,
+        reason="",
+        results=tuple(results),
+        directory=Path(),
+    )
+
+
+def optuna_trials(suggestions: Suggestions) -> list[Any]:
+    return suggestions._study.trials
+
+
+def test_warm_start_comes_first_then_the_sampler_inside_the_space() -> None:
+    suggestions = Suggestions(make_space())
+    first = suggestions.ask()
+    assert first is not None
+    assert (first.params, first.origin) == (PUBLISHED, "warm start")
+    for _ in range(20):
+        later = suggestions.ask()
+        assert later is not None
+        assert later.origin == "sampler"
+        assert 0.02 <= later.params["method.temperature"] <= 0.5
+        assert later.params["method.stages"] in ("4", "3,4")
+
+
+@pytest.mark.parametrize(
+    ("state", "results", "told", "value"),
+    [
+        ("completed", lines(0.1, 0.5), TrialState.COMPLETE, 0.5),
+        ("diverged", lines(0.1, 0.0, diverged=1), TrialState.COMPLETE, 0.0),
+        ("stopped", lines(0.3, 0.4), TrialState.PRUNED, 0.4),
+        ("failed", lines(0.3), TrialState.FAIL, None),
+        ("failed", [], TrialState.FAIL, None),
+        ("completed", [{"epoch": 9}], TrialState.FAIL, None),  # the metric never came
+    ],
+)
+def test_states_told_live_and_after_a_restore(
+    state: str, results: list[dict[str, Any]], told: TrialState, value: float | None
+) -> None:
+    live = Suggestions(make_space())
+    asked = live.ask()
+    assert asked is not None
+    live.tell(asked.number, state, results)
+    restored = Suggestions(make_space(), finished=[trial(1, state, results)])
+    for suggestions in (live, restored):
+        (found,) = optuna_trials(suggestions)[:1]
+        assert found.state == told
+        assert found.value == value
+        if told == TrialState.PRUNED:
+            assert found.intermediate_values == {1: 0.3, 2: 0.4}
+
+
+def test_interrupted_trials_come_back_first_with_their_own_params() -> None:
+    interrupted = trial(3, "unfinished", lines(0.2), **{"method.temperature": 0.3})
+    suggestions = Suggestions(
+        make_space(), finished=[trial(1, "completed", lines(0.5))], unfinished=[interrupted]
+    )
+    again = suggestions.ask()
+    assert again is not None
+    assert again.params == interrupted.params
+    later = suggestions.ask()
+    assert later is not None
+    assert later.origin == "sampler", "the warm start ran already and must not come again"
+
+
+def test_a_restored_sampler_draws_new_points() -> None:
+    fresh, restored = (
+        Suggestions(make_space(sampler="random"), finished=done)
+        for done in ([], [trial(1, "completed", lines(0.5)), trial(2, "completed", lines(0.4))])
+    )
+    fresh.ask()
+    drawn = [suggestions.ask() for suggestions in (fresh, restored)]
+    assert drawn[0] is not None
+    assert drawn[1] is not None
+    assert drawn[0].params != drawn[1].params
+
+
+def test_same_seed_same_suggestions() -> None:
+    def run(seed: int) -> list[dict[str, Any]]:
+        suggestions, asked = Suggestions(make_space(seed=seed)), []
+        for i in range(8):
+            suggestion = suggestions.ask()
+            assert suggestion is not None
+            suggestions.tell(suggestion.number, "completed", lines(i / 10))
+            asked.append(suggestion.params)
+        return asked
+
+    assert run(0) == run(0)
+    assert run(0) != run(1)
+
+
+def test_grid_runs_every_combination_once_then_ends() -> None:
+    space = make_space(sampler="grid")
+    suggestions = Suggestions(space)
+    asked = []
+    while (suggestion := suggestions.ask()) is not None:
+        asked.append(tuple(suggestion.params.values()))
+    assert sorted(asked) == [(t, s) for t in (0.07, 0.1, 0.2) for s in ("3,4", "4")]
+    assert asked[0] == (0.07, "3,4")
+
+
+def test_grid_goes_on_after_a_restore() -> None:
+    space = make_space(sampler="grid")
+    done = [trial(1, "completed", lines(0.5))]
+    suggestions = Suggestions(space, finished=done)
+    asked = set()
+    while (suggestion := suggestions.ask()) is not None:
+        asked.add(tuple(suggestion.params.values()))
+    assert len(asked) == 5
+    assert (0.07, "3,4") not in asked
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_several_objectives_with_cut_trials(sampler: str) -> None:
+    objectives = [{"metric": ACCURACY, "mode": "max"}, {"metric": HSE, "mode": "min"}]
+    suggestions = Suggestions(make_space(objectives=objectives, sampler=sampler, num_trials=24))
+    for i in range(24):
+        suggestion = suggestions.ask()
+        assert suggestion is not None
+        suggestions.tell(suggestion.number, ("completed", "stopped")[i % 2], lines(i / 30))
+    done = [t for t in optuna_trials(suggestions) if t.state == TrialState.COMPLETE]
+    assert [t.values for t in done] == [[i / 30, 1 - i / 30] for i in range(0, 24, 2)]
+    assert [d.name for d in suggestions._study.directions] == ["MAXIMIZE", "MINIMIZE"]
+
+
+def test_branches_of_a_searched_method_are_asked_and_rebuilt() -> None:
+    space = parse_search_space(
+        {
+            "study": "s",
+            "base": {"train.epochs": 9},
+            "space": {
+                "method.name": {
+                    "choice": {
+                        "vanilla": {},
+                        "csg": {"space": {"method.temperature": {"loguniform": [0.02, 0.5]}}},
+                    }
+                },
+                "augment.magnitude": {"randint": [0, 25]},
+            },
+            "search": {"metric": ACCURACY, "mode": "max", "num_trials": 16},
+        }
+    )
+    suggestions = Suggestions(space)
+    seen: dict[str, set[str]] = {}
+    for i in range(12):
+        suggestion = suggestions.ask()
+        assert suggestion is not None
+        seen.setdefault(suggestion.params["method.name"], set()).update(suggestion.params)
+        suggestions.tell(suggestion.number, "completed", lines(i / 12))
+    assert seen == {
+        "vanilla": {"method.name", "augment.magnitude"},
+        "csg": {"method.name", "augment.magnitude", "method.temperature"},
+    }
+    params = {"method.name": "vanilla", "augment.magnitude": 3}
+    old = Trial("0001", params, "sampler", "completed", "", tuple(lines(0.5)), Path())
+    (rebuilt,) = optuna_trials(Suggestions(space, finished=[old]))
+    assert rebuilt.params == params
