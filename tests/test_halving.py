@@ -81,7 +81,8 @@ def test_replaying_the_reports_restores_every_later_decision() -> None:
 
 def test_against_a_plain_ranking() -> None:
     draws = random.Random(1)
-    rule, seen = SuccessiveHalving(9, 1, 4, "max"), []
+    rule = SuccessiveHalving(9, 1, 4, "max")
+    seen: list[float] = []
     for i in range(300):
         value = draws.random()
         ranking = sorted([*seen, value], reverse=True)

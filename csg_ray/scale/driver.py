@@ -169,21 +169,21 @@ class StudyDriver:
         value = float("nan") if metrics.get("diverged") else float(metrics[objective.metric])
         return self._halving.stops(trial_id, int(metrics["epoch"]), value)
 
-    def _replay(self, trials: Sequence[Trial]) -> set[str]:
-        """Feed old reports to ASHA in the order in which they came; ids that it had cut."""
+    def _replay(self, trials: Sequence[Trial]) -> dict[str, int]:
+        """Feed old reports to ASHA in the order in which they came; the epoch of each cut."""
         lines = [
             (line.get("timestamp", 0.0), trial.id, line)
             for trial in trials
             for line in trial.results
         ]
-        cut = set()
+        cut: dict[str, int] = {}
         for _, trial_id, line in sorted(lines, key=lambda entry: (entry[0], entry[1])):
             if self._cuts(trial_id, line):
-                cut.add(trial_id)
+                cut[trial_id] = int(line["epoch"])
         return cut
 
     def _close_ended(
-        self, trials: Sequence[Trial], cut: set[str]
+        self, trials: Sequence[Trial], cut: Mapping[str, int]
     ) -> tuple[list[Trial], list[Trial]]:
         """Split into finished and unfinished; write the states that the last driver could not."""
         finished, unfinished = [], []
@@ -191,7 +191,9 @@ class StudyDriver:
             if trial.state != "unfinished":
                 finished.append(trial)
                 continue
-            state, reason = self._end_state(trial.results, trial.id in cut, None)
+            # One with epochs beyond its cut went on: the order of the replay is not the true one.
+            was_cut = cut.get(trial.id) == trial.epoch
+            state, reason = self._end_state(trial.results, was_cut, None)
             if state == "unfinished":
                 unfinished.append(trial)
             else:
