@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from csg_ray.config.errors import UserError
+from csg_ray.config.methods import CSGConfig, VanillaConfig
+from csg_ray.config.run import DataConfig, ModelConfig, RunConfig, TrainConfig
+from csg_ray.data.load import load_splits
+from csg_ray.data.splits import ArraySplit, DomainSplits
+from csg_ray.methods.vanilla import Vanilla
+from csg_ray.metrics import HSE_WORST
+from csg_ray.seeding import sub_seed
+from csg_ray.training import loop
+from csg_ray.training.checkpoint import load_checkpoint
+from csg_ray.training.loop import DivergedError, Metrics, Training, fit
+
+SPLIT_METRICS = (
+    "mean_class_accuracy",
+    "accuracy",
+    "hse",
+    "hse_power1",
+    "hse_power2",
+    "hse_distance",
+    "hse_duplicates",
+)
+
+
+@pytest.fixture(autouse=True)
+def small_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digits with 40 target images."""
+
+    def load(config: DataConfig) -> DomainSplits:
+        splits = load_splits(config)
+        target = splits.target_val
+        assert isinstance(target, ArraySplit)
+        few = ArraySplit(target.name, target.images[:40], target.labels[:40], target.class_names)
+        return replace(splits, target_val=few)
+
+    monkeypatch.setattr(loop, "load_splits", load)
+
+
+def _config(train: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
+    """Three steps an epoch."""
+    settings = {"epochs": 2, "batch_size": 32, "learning_rate": 0.01, **(train or {})}
+    data = DataConfig(num_train=96, num_val=20)
+    return RunConfig(**{"data": data, "train": TrainConfig(**settings), **sections})
+
+
+def _collect(config: RunConfig, folder: Path | None = None, **options: Any) -> list[Metrics]:
+    """The reports of a training; checkpoints go to `folder`, one an epoch."""
+    reports: list[Metrics] = []
+
+    def on_epoch_end(metrics: Metrics, save: Callable[[Path], None]) -> None:
+        reports.append(metrics)
+        if folder is not None:
+            save(folder / f"{metrics['epoch']}.pt")
+        # A listener may draw random numbers; the training must not notice.
+        torch.rand(3)
+
+    fit(config, on_epoch_end, **options)
+    return reports
+
+
+def _timeless(metrics: Metrics) -> Metrics:
+    return {name: value for name, value in metrics.items() if name != "images_per_second"}
+
+
+def _assert_equal(one: Any, other: Any) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, Tensor):
+        assert one.equal(other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            if key != "images_per_second":
+                _assert_equal(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            _assert_equal(left, right)
+    else:
+        assert one == other
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_two_epochs_are_one_and_a_restart_and_one(tmp_path: Path, repeats: int) -> None:
+    straight, restarted = tmp_path / "straight", tmp_path / "restarted"
+    straight.mkdir()
+    restarted.mkdir()
+    config = _config()
+    reports = _collect(config, straight, repeats=repeats)
+    torch.manual_seed(12345)
+    again = _collect(config, restarted, repeats=repeats, resume_from=straight / "1.pt")
+    assert [report["epoch"] for report in reports] == [1, 2]
+    assert [report["epoch"] for report in again] == [2]
+    assert _timeless(again[0]) == _timeless(reports[1])
+    _assert_equal(load_checkpoint(restarted / "2.pt"), load_checkpoint(straight / "2.pt"))
+    # The comparison can fail: an epoch changes weights, momentum, queue and counters.
+    with pytest.raises(AssertionError):
+        _assert_equal(load_checkpoint(straight / "1.pt"), load_checkpoint(straight / "2.pt"))
+
+
+def test_reports_have_the_promised_keys() -> None:
+    (report,) = _collect(_config({"epochs": 1}))
+    splits = {f"{split}/{key}" for split in ("source_val", "target_val") for key in SPLIT_METRICS}
+    rest = {"epoch", "diverged", "images_per_second"}
+    train = {"train/loss", "train/nce", "train/skipped_steps"}
+    assert set(report) == splits | rest | train
+    assert all(math.isfinite(value) for value in report.values())
+    assert report["images_per_second"] > 0
+    assert report["diverged"] == 0
+
+
+def test_vanilla_reports_no_nce() -> None:
+    (report,) = _collect(_config({"epochs": 1}, method=VanillaConfig()))
+    assert "train/nce" not in report
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_divergence_ends_the_training_with_one_finite_report(tmp_path: Path, repeats: int) -> None:
+    good = _collect(_config({"epochs": 1}), repeats=repeats)[0]
+    train = {"epochs": 5, "learning_rate": 100.0, "backbone_lr_mult": 1.0, "warmup_steps": 0}
+    config = _config(train, method=CSGConfig(loss_weight=100.0))
+    reports = _collect(config, tmp_path, repeats=repeats)
+    assert len(reports) < 5
+    last = reports[-1]
+    assert [report["diverged"] for report in reports] == [0] * (len(reports) - 1) + [1]
+    assert last["epoch"] == len(reports)
+    assert set(last) == set(good)
+    assert all(math.isfinite(value) for value in last.values())
+    assert last["target_val/mean_class_accuracy"] == 0
+    assert last["source_val/hse"] == HSE_WORST["hse"]
+    assert last["train/loss"] > 1e6
+    resumed = _collect(config, repeats=repeats, resume_from=tmp_path / f"{len(reports)}.pt")
+    assert resumed == []
+
+
+class Sabotage:
+    """Spoils the gradients of chosen steps of every method, and remembers the weights then."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float) -> None:
+        self.steps, self.value = steps, value
+        self.step = 0
+        self.weights: list[Tensor] = []
+        sabotage = self
+
+        def after_backward(method: Vanilla) -> None:
+            sabotage.step += 1
+            sabotage.weights.append(method.encoder.get_parameter("conv1.weight").clone())
+            if sabotage.step in sabotage.steps:
+                gradient = method.encoder.get_parameter("layer1.0.conv1.weight").grad
+                assert gradient is not None
+                gradient[0, 0, 0, 0] = sabotage.value
+
+        monkeypatch.setattr(Vanilla, "after_backward", after_backward)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e5])
+def test_an_unusable_gradient_skips_the_step_and_is_counted(
+    monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    sabotage = Sabotage(monkeypatch, {2}, value)
+    reports = _collect(_config(method=VanillaConfig()))
+    assert [report["train/skipped_steps"] for report in reports] == [1, 0]
+    assert [report["diverged"] for report in reports] == [0, 0]
+    first, second, third, fourth, *_ = sabotage.weights
+    assert not second.equal(first)
+    assert third.equal(second)
+    assert not fourth.equal(third)
+
+
+def test_as_many_skipped_steps_in_a_row_as_allowed_end_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Steps 2-3, then 5-7: three in a row only across the border of epochs 2 and 3.
+    Sabotage(monkeypatch, {2, 3, 5, 6, 7}, math.nan)
+    train = {"epochs": 4, "max_skipped_steps": 3}
+    reports = _collect(_config(train, method=VanillaConfig()))
+    assert [report["diverged"] for report in reports] == [0, 0, 1]
+
+
+def test_a_row_of_skipped_steps_survives_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config({"max_skipped_steps": 3}, method=VanillaConfig())
+    Sabotage(monkeypatch, {2, 3}, math.nan)
+    _collect(config.model_copy(), tmp_path)
+    Sabotage(monkeypatch, {1}, math.nan)
+    (report,) = _collect(config, resume_from=tmp_path / "1.pt")
+    assert report["diverged"] == 1
+
+
+def test_a_non_finite_loss_is_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config(method=VanillaConfig())
+    training = Training(config, load_splits(config.data), torch.device("cpu"))
+    with torch.no_grad():
+        training.method.head.get_parameter("2.bias").fill_(math.inf)
+    with pytest.raises(DivergedError, match="loss is nan at step 1"):
+        training.run_epoch(1)
+
+
+def test_weights_that_broke_at_the_last_step_are_noticed_before_the_report(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ruin(method: Vanilla, *_: object) -> None:
+        with torch.no_grad():
+            method.head.get_parameter("2.bias").fill_(math.nan)
+
+    monkeypatch.setattr(Vanilla, "on_epoch_end", ruin)
+    (report,) = _collect(_config(method=VanillaConfig()))
+    assert report["diverged"] == 1
+
+
+def test_repeats_are_the_mean_of_trainings_with_their_own_seeds() -> None:
+    config = _config({"epochs": 1}, seed=7)
+    (together,) = _collect(config, repeats=2)
+    other_seed = sub_seed(7, "repeat/1") % 2**32
+    singles = [_collect(config.model_copy(update={"seed": seed}))[0] for seed in (7, other_seed)]
+    assert singles[0]["train/loss"] != singles[1]["train/loss"]
+    for key in _timeless(singles[0]):
+        values = [single[key] for single in singles]
+        assert together[key] == pytest.approx(statistics.fmean(values), abs=1e-12), key
+    stds = {key: value for key, value in together.items() if key.endswith("_std")}
+    assert set(stds) == {
+        f"{split}/{key}_std"
+        for split in ("source_val", "target_val")
+        for key in ("mean_class_accuracy", "hse")
+    }
+    left, right = (single["target_val/hse"] for single in singles)
+    assert stds["target_val/hse_std"] == pytest.approx(abs(left - right) / math.sqrt(2))
+
+
+def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path) -> None:
+    config = _config({"epochs": 1})
+    _collect(config, tmp_path)
+    assert _collect(config, resume_from=tmp_path / "1.pt") == []
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    config = _config({"epochs": 1})
+    _collect(config, tmp_path)
+    path = tmp_path / "1.pt"
+    model = ModelConfig(name="resnet18", weights="none")
+    with pytest.raises(UserError, match=r"model.name 'mini' there, 'resnet18' here"):
+        fit(config.model_copy(update={"model": model}), _refuse, resume_from=path)
+    other = config.model_copy(update={"method": CSGConfig(temperature=0.2)})
+    with pytest.raises(UserError, match=r"method.temperature 0.07 there, 0.2 here"):
+        fit(other, _refuse, resume_from=path)
+    with pytest.raises(UserError, match="repeats 1 there, 2 here"):
+        fit(config, _refuse, resume_from=path, repeats=2)
+    with pytest.raises(UserError, match="does not exist"):
+        fit(config, _refuse, resume_from=tmp_path / "2.pt")
+
+
+def _refuse(metrics: Metrics, save: Callable[[Path], None]) -> None:
+    raise AssertionError("nothing may be trained")
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(UserError, match="batch_size"):
+        fit(_config({"batch_size": 97}), _refuse)
+
+
+def test_training_learns() -> None:
+    train = {"epochs": 4, "batch_size": 8, "learning_rate": 0.05, "backbone_lr_mult": 0.1}
+    reports = _collect(_config(train, method=VanillaConfig()))
+    # Ten classes: a guess costs ln 10 = 2.30.
+    assert reports[0]["train/loss"] > 2.2
+    assert reports[-1]["train/loss"] < 2.0
