@@ -17,8 +17,6 @@ Convention = Literal["squared_distance", "distance"]
 DUPLICATE_SQUARED_DISTANCE = 1e-8
 # Below this, 2 - 2 cos in float32 has lost its digits and is computed again in float64.
 _NEAR_SQUARED_DISTANCE = 1e-3
-# Rows of a tile that are summed at once: few enough to stay in the cache (3 times as fast).
-_STRIP = 256
 
 # The bounds that the exclusion of duplicates implies; what features without any pair left get.
 HSE_WORST = {
@@ -193,15 +191,12 @@ def _recompute_near(tile: Tensor, rows: Tensor, columns: Tensor) -> None:
 
 def _energy_sums(tile: Tensor) -> Tensor:
     """Sums over a tile of squared distances: ln(1 / d^2), 1 / d, 1 / d^2; in float64, (3,)."""
-    sums = torch.zeros(3, dtype=torch.float64, device=tile.device)
-    for start in range(0, len(tile), _STRIP):
-        strip = tile[start : start + _STRIP]
-        log_sum = strip.log().sum(dtype=torch.float64)
-        inverse = strip.rsqrt()
-        power1 = inverse.sum(dtype=torch.float64)
-        power2 = inverse.square_().sum(dtype=torch.float64)
-        sums += torch.stack([-log_sum, power1, power2])
-    return sums
+    log_rows = tile.log().sum(dim=1)
+    inverse = tile.rsqrt_()
+    rows = torch.stack([-log_rows, inverse.sum(dim=1), inverse.square_().sum(dim=1)])
+    # Only the rows of a tile are summed in float32 (pairwise, so to its last digit or two): a
+    # float64 copy of every tile would cost as much as the matrix product.
+    return rows.sum(dim=1, dtype=torch.float64)
 
 
 class ConfusionMatrix:
