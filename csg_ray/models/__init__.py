@@ -1,0 +1,1 @@
+"""Encoders whose stages can be tapped, and their pre-trained weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
@@ -23,6 +24,8 @@ from csg_ray.seeding import rng_state, seed_everything, set_rng_state, sub_seed
 from csg_ray.training.checkpoint import config_differences, load_checkpoint, save_checkpoint
 from csg_ray.training.evaluate import measure_split, worst_metrics
 from csg_ray.training.optim import build_optimizer, schedule_learning_rate
+
+logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 OnEpochEnd = Callable[[Metrics, Callable[[Path], None]], None]
@@ -171,13 +174,13 @@ def fit(
         UserError: weights or data cannot be had, or the checkpoint is not of this training.
     """
     state = None if resume_from is None else _load_state(resume_from, config, repeats)
+    if state is not None and state["metrics"]["diverged"]:
+        return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     splits = load_splits(config.data)
     trainings = [Training(_repeat(config, number), splits, device) for number in range(repeats)]
     finished = 0
     if state is not None:
-        if state["metrics"]["diverged"]:
-            return
         for training, saved in zip(trainings, state["repeats"], strict=True):
             training.load_state_dict(saved)
         finished = state["epoch"]
@@ -200,7 +203,8 @@ def _run_epoch(trainings: list[Training], epoch: int) -> Metrics:
     """Advance every repeat by one epoch; one that diverges ends them all."""
     try:
         metrics = _summarise([training.run_epoch(epoch) for training in trainings])
-    except DivergedError:
+    except DivergedError as error:
+        logger.info("diverged in epoch %d: %s", epoch, error)
         return {"epoch": epoch, **_worst(trainings), "diverged": 1}
     return {"epoch": epoch, **metrics, "diverged": 0}
 
