@@ -7,7 +7,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray import tune
+
+from csg_ray.config.run import RunConfig
+from csg_ray.training.loop import fit
+from csg_ray.training.records import CHECKPOINT_FILE, EpochRecorder, read_results
 
 
 def train_trial(assignment: dict[str, Any]) -> None:
@@ -17,17 +22,18 @@ def train_trial(assignment: dict[str, Any]) -> None:
         assignment: `id`, `directory`, `config` (a RunConfig as a mapping), `repeats`, `threads`,
             `known_epochs` (the reports that the driver already has).
     """
-    import torch
-
-    from csg_ray.config.run import RunConfig
-    from csg_ray.training.loop import fit
-    from csg_ray.training.records import EpochRecorder, read_results
-
     torch.set_num_threads(assignment["threads"])
     directory = Path(assignment["directory"])
-    checkpoint = directory / "checkpoint.pt"
     try:
-        recorder = EpochRecorder(directory)
+        _train(assignment, directory)
+    except Exception as error:
+        _report_failure(directory, error)
+
+
+def _train(assignment: dict[str, Any], directory: Path) -> None:
+    checkpoint = directory / CHECKPOINT_FILE
+    recorder = EpochRecorder(directory)
+    try:
         for line in read_results(directory):
             if line["epoch"] > assignment["known_epochs"]:
                 tune.report(line)
@@ -42,8 +48,8 @@ def train_trial(assignment: dict[str, Any]) -> None:
             resume_from=checkpoint if checkpoint.exists() else None,
             repeats=assignment["repeats"],
         )
-    except Exception as error:
-        _report_failure(directory, error)
+    finally:
+        recorder.close()
 
 
 def _report_failure(directory: Path, error: Exception) -> None:

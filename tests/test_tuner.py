@@ -1,0 +1,334 @@
+"""Real studies under Ray: searched, killed, interrupted, restored, extended, out of disk."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from csg_ray.config.errors import UserError
+from csg_ray.results.progress import TrialUpdate
+from csg_ray.results.study import Study, load_study
+from csg_ray.scale.lock import StudyLock
+from csg_ray.scale.tuner import restore_study, run_study
+from csg_ray.search_space import SearchSpace, parse_search_space
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+
+class Recorder:
+    """A Progress that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.updates: list[TrialUpdate] = []
+        self.messages: list[str] = []
+        self.finished = False
+
+    def study_started(
+        self, study: str, directory: Path, num_trials: int, epochs: int, metric: str, mode: str
+    ) -> None: ...
+
+    def trial_updated(self, update: TrialUpdate) -> None:
+        self.updates.append(update)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def study_finished(self) -> None:
+        self.finished = True
+
+
+@dataclass(frozen=True)
+class Searched:
+    directory: Path
+    progress: Recorder
+    printed: str
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[None]:
+    """One Ray for all tests of the session; its start counts against no test's own time."""
+    import ray
+
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def space_mapping(num_trials: int, epochs: int, **search: Any) -> dict[str, Any]:
+    return {
+        "study": "small",
+        "base": {
+            "method.name": "csg",
+            "train.epochs": epochs,
+            "data.num_train": 64,
+            "data.num_val": 20,
+            "augment.translate": "fraction",
+        },
+        "space": {"method.temperature": {"loguniform": [0.05, 0.5]}},
+        "points_to_evaluate": [{"method.temperature": 0.07}],
+        "search": {
+            "metric": "target_val/mean_class_accuracy",
+            "mode": "max",
+            "num_trials": num_trials,
+        }
+        | search,
+    }
+
+
+def small_space(num_trials: int, epochs: int = 2, **search: Any) -> SearchSpace:
+    return parse_search_space(space_mapping(num_trials, epochs, **search))
+
+
+def assert_whole(study: Study, num_trials: int) -> None:
+    """No trial lost, none double, no epoch twice."""
+    assert [trial.id for trial in study.trials] == [f"{i:04d}" for i in range(1, num_trials + 1)]
+    for trial in study.trials:
+        epochs = [line["epoch"] for line in trial.results]
+        assert epochs == list(range(1, len(epochs) + 1)), trial.id
+        assert trial.state in ("completed", "stopped"), trial
+
+
+@pytest.fixture(scope="session")
+def searched(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    """One finished study of two trials; tests that change it work on a copy."""
+    directory = tmp_path_factory.mktemp("studies") / "small"
+    progress, printed = Recorder(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        run_study(small_space(2), directory, progress, verbose=False)
+    return Searched(directory, progress, printed.getvalue())
+
+
+@pytest.fixture
+def study_copy(searched: Searched, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(searched.directory, tmp_path / "small"))
+
+
+def edit_header(directory: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    header = yaml.safe_load((directory / "study.yaml").read_text())
+    change(header)
+    text = str(yaml.safe_dump(header))
+    (directory / "study.yaml").write_text(text)
+    return text
+
+
+def test_two_trials_leave_a_study_that_needs_no_ray_to_read(searched: Searched) -> None:
+    directory = searched.directory
+    study = load_study(directory)
+    assert_whole(study, 2)
+    assert [trial.epoch for trial in study.trials] == [2, 2]
+    assert [trial.origin for trial in study.trials] == ["warm start", "sampler"]
+    best = study.best_trial()
+    assert best is not None
+    assert best.last["target_val/mean_class_accuracy"] == max(
+        trial.last["target_val/mean_class_accuracy"] for trial in study.trials
+    )
+    assert not (directory / "driver.lock").exists()
+    assert (directory / "trials.parquet").exists()
+    assert list((directory / "trials" / "0001").glob("events.out.tfevents.*"))
+    header = yaml.safe_load((directory / "study.yaml").read_text())
+    assert len(header["provenance"]["data_sha256"]) == 64
+    folder = directory / "trials" / "0001"
+    params = json.loads((folder / "params.json").read_text())["params"]
+    assert params == {"method.temperature": 0.07}
+    assert json.loads((folder / "state.json").read_text())["state"] == "completed"
+
+
+def test_a_quiet_search_prints_nothing_by_itself(searched: Searched) -> None:
+    assert searched.printed == ""
+    states = {update.state for update in searched.progress.updates}
+    assert states == {"pending", "running", "completed"}
+    assert searched.progress.finished
+
+
+def test_extended_from_plain_files_alone_with_a_changed_version(study_copy: Path) -> None:
+    """Tune's scratch is gone, a state was never written, torch has changed: one trial more."""
+    shutil.rmtree(study_copy / ".ray")
+    (study_copy / "trials" / "0002" / "state.json").unlink()
+    old = {
+        path: path.read_bytes()
+        for path in (study_copy / "trials").rglob("*")
+        if path.is_file() and path.name != "state.json"
+    }
+    edit_header(study_copy, lambda h: h["provenance"]["versions"].update(torch="1.0.0"))
+    progress = Recorder()
+    restore_study(study_copy, 1, progress, verbose=False)
+    assert_whole(load_study(study_copy), 3)
+    assert load_study(study_copy).space.search.num_trials == 3
+    assert all(path.read_bytes() == content for path, content in old.items())
+    (message,) = progress.messages
+    assert message.startswith("changed since the study began: versions.torch: 1.0.0 -> ")
+    (restore,) = load_study(study_copy).restores
+    assert restore["changed"]["versions.torch"]["was"] == "1.0.0"
+
+
+def test_data_that_changed_is_refused(study_copy: Path) -> None:
+    text = edit_header(study_copy, lambda h: h["provenance"].update(data_sha256="0" * 64))
+    with pytest.raises(UserError, match=f"the data of study {study_copy} has changed"):
+        restore_study(study_copy, 1, Recorder(), verbose=False)
+    assert (study_copy / "study.yaml").read_text() == text
+
+
+def test_a_second_driver_is_refused(study_copy: Path) -> None:
+    with StudyLock(study_copy), pytest.raises(UserError, match="is being run by process"):
+        restore_study(study_copy, 1, Recorder(), verbose=False)
+
+
+def test_a_crashing_trial_fails_alone(
+    shared_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial's directory that is a file makes that trial's process raise."""
+    from csg_ray.scale.driver import StudyDriver
+
+    original = StudyDriver.trial_directory
+
+    def misplaced(self: StudyDriver, trial_id: str) -> Path:
+        folder = original(self, trial_id)
+        if trial_id == "0001" and (folder / "params.json").exists():
+            (folder / "checkpoint.pt").write_bytes(b"not a checkpoint")
+        return folder
+
+    monkeypatch.setattr(StudyDriver, "trial_directory", misplaced)
+    run_study(small_space(2, epochs=1), tmp_path / "s", Recorder(), verbose=False)
+    first, second = load_study(tmp_path / "s").trials
+    assert (first.state, second.state) == ("failed", "completed")
+    assert "checkpoint.pt" in first.reason
+    assert "Traceback" in (first.directory / "error.txt").read_text()
+
+
+class Command:
+    """`csg-ray` in a process of its own, with its own Ray."""
+
+    def __init__(self, *words: str | Path, cwd: Path) -> None:
+        self._output = cwd / f"output-{time.monotonic_ns()}.txt"
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
+        with self._output.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "csg_ray", *map(str, words)],
+                cwd=cwd,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.1)
+
+
+def count_lines(directory: Path) -> int:
+    return sum(p.read_text().count("\n") for p in directory.glob("trials/*/result.json"))
+
+
+@pytest.fixture
+def space_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(space_mapping(4, epochs=6, scheduler="none")))
+    return path
+
+
+def test_ctrl_c_then_kill_then_restore(shared_ray: None, space_file: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "studies" / "small"
+    search = Command("search", space_file, "--study", directory, cwd=tmp_path)
+    search.wait_until(lambda: count_lines(directory) >= 2)
+    began = time.monotonic()
+    search.process.send_signal(signal.SIGINT)
+    assert search.process.wait(timeout=30) == 130
+    assert time.monotonic() - began < 10
+    assert f"restore {directory}" in search.output
+    assert "Traceback" not in search.output
+
+    restore = Command("restore", directory, cwd=tmp_path)
+    seen = count_lines(directory)
+    restore.wait_until(lambda: count_lines(directory) >= seen + 3)
+    restore.process.kill()
+    restore.process.wait()
+
+    before = {t.id: [dict(line) for line in t.results] for t in load_study(directory).trials}
+    restore_study(directory, 0, Recorder(), verbose=False)
+    study = load_study(directory)
+    assert_whole(study, 4)
+    assert all(trial.epoch == 6 for trial in study.trials)
+    for trial in study.trials:
+        old = before.get(trial.id, [])
+        assert [dict(line) for line in trial.results[: len(old)]] == old, "epochs kept as they were"
+
+
+def test_a_dead_trial_process_goes_on_from_its_checkpoint(space_file: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "s"
+    search = Command("search", space_file, "--study", directory, "--trials", "1", cwd=tmp_path)
+    search.wait_until(lambda: count_lines(directory) >= 2)
+    children = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True)
+    ours = descendants(search.process.pid, children.stdout)
+    trials = [pid for pid, name in ours if "ImplicitFunc" in name]
+    assert trials, children.stdout
+    for pid in trials:
+        os.kill(pid, signal.SIGKILL)
+    assert search.process.wait(timeout=120) == 0, search.output
+    assert_whole(load_study(directory), 1)
+    assert load_study(directory).trials[0].epoch == 6
+
+
+def descendants(root: int, table: str) -> list[tuple[int, str]]:
+    rows = [line.split(None, 2) for line in table.splitlines()[1:]]
+    found: list[tuple[int, str]] = []
+    parents = {root}
+    while parents:
+        children = [(int(r[0]), r[2]) for r in rows if int(r[1]) in parents]
+        found += children
+        parents = {pid for pid, _ in children}
+    return found
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk that holds one checkpoint and not two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs root and the right to mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_pauses_the_study_and_it_restores(
+    shared_ray: None, small_disk: Path, tmp_path: Path
+) -> None:
+    space = tmp_path / "small.yaml"
+    space.write_text(yaml.safe_dump(space_mapping(6, epochs=2, scheduler="none")))
+    directory = small_disk / "s"
+    search = Command("search", space, "--study", directory, cwd=tmp_path)
+    assert search.process.wait(timeout=120) == 2, search.output
+    assert "no space left on the disk" in search.output
+    assert f"restore {directory}" in search.output
+    assert "Traceback" not in search.output
+    assert not list(directory.glob("trials/*/.*.tmp"))
+    paused = load_study(directory)
+    assert any(trial.state == "unfinished" for trial in paused.trials)
+
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    restore_study(directory, 0, Recorder(), verbose=False)
+    assert_whole(load_study(directory), 6)
