@@ -336,11 +336,11 @@ BAD: dict[str, tuple[dict[Any, Any], list[str]]] = {
     ),
     "metric": (
         _mapping(search=_search(metric="target_val/acuracy")),
-        ["search.metric", SOME_METRICS, "not 'target_val/acuracy'"],
+        ["search.metric 'target_val/acuracy' is unknown: did you mean 'target_val/accuracy'?"],
     ),
     "split": (
         _mapping(search=_search(metric="target_dev/accuracy")),
-        ["search.metric", SOME_METRICS, "not 'target_dev/accuracy'"],
+        ["search.metric 'target_dev/accuracy' is of no known split", "source_val and target_val"],
     ),
     "metric type": (_mapping(search=_search(metric=3)), ["search.metric must be text"]),
     "sealed": (
@@ -349,7 +349,7 @@ BAD: dict[str, tuple[dict[Any, Any], list[str]]] = {
     ),
     "nce": (
         _mapping(search=_search(metric="train/nce")),
-        ["search.metric must not be train/nce: its scale changes with the temperature"],
+        ["search.metric must not be train/nce: the scale of a training loss changes with lambda"],
     ),
     "mode": (
         _mapping(search=_search(mode="maximum")),

@@ -51,15 +51,14 @@ def plan(space: SearchSpace, cpus: float | None = None, gpus: float | None = Non
             f"resources.workers_per_trial is {resources.workers_per_trial}: trials over several "
             "workers are not in this version yet; set it to 1"
         )
-    for name, needed, there in (
-        ("cpus_per_worker", resources.cpus_per_worker, cpus),
-        ("gpus_per_worker", resources.gpus_per_worker, gpus),
+    for kind, needed, there in (
+        ("cpu", resources.cpus_per_worker, cpus),
+        ("gpu", resources.gpus_per_worker, gpus),
     ):
         if needed > there:
-            kind = name[:4].upper().rstrip("_")
             raise UserError(
-                f"resources.{name} is {needed:g}, but there are {there:g} {kind} in all, so no "
-                f"trial can ever start; set it to at most {there:g}"
+                f"resources.{kind}s_per_worker is {needed:g}, but there are {there:g} "
+                f"{kind.upper()}s in all, so no trial can ever start; set it to at most {there:g}"
             )
     concurrent = int(cpus // resources.cpus_per_worker)
     if resources.gpus_per_worker > 0:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from csg_ray.config.errors import UserError
+from csg_ray.config.errors import UserError, nearest
 from csg_ray.config.explain import shown, validate
 from csg_ray.config.methods import Section
 
@@ -20,7 +20,7 @@ SPLIT_METRICS = (
     "hse_power2",
     "hse_duplicates",
 )
-METRICS = (*(f"{split}/{metric}" for split in SPLITS for metric in SPLIT_METRICS), "train/loss")
+METRICS = tuple(f"{split}/{metric}" for split in SPLITS for metric in SPLIT_METRICS)
 
 
 class Objective(Section):
@@ -131,10 +131,16 @@ def _check_metric(where: str, metric: str) -> None:
             f"{where} must not be {metric}: target_test is sealed, csg-ray evaluate opens it once "
             "after the search; use target_val or source_val"
         )
-    if metric == "train/nce":
+    if split == "train":
         raise UserError(
-            f"{where} must not be train/nce: its scale changes with the temperature and the queue, "
-            "so it compares no trials; use target_val/mean_class_accuracy or source_val/hse"
+            f"{where} must not be {metric}: the scale of a training loss changes with lambda, tau "
+            "and the queue, so it compares no trials; use target_val/mean_class_accuracy or "
+            "source_val/hse"
+        )
+    if split not in SPLITS:
+        raise UserError(
+            f"{where} '{metric}' is of no known split; the splits are source_val and "
+            "target_val, as in target_val/mean_class_accuracy"
         )
     if metric not in METRICS:
-        raise UserError(f"{where} must be one of {', '.join(METRICS)}, not '{metric}'")
+        raise UserError(f"{where} '{metric}' is unknown: {nearest(metric, METRICS)}")
