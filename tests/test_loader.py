@@ -134,7 +134,7 @@ def test_global_generators_stay_untouched(split: ArraySplit) -> None:
     assert np.array_equal(np.random.get_state()[1], before[2])  # type: ignore[index] # noqa: NPY002
 
 
-def sealed_test_reads_everything_in_order(split: ArraySplit) -> None:
+def test_evaluation_reads_everything_in_order(split: ArraySplit) -> None:
     batches = eval_batches(split, 32, 8, 0)
     assert len(batches) == 3
     listed = list(batches)
@@ -162,7 +162,7 @@ def test_digits_are_32_pixels() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (17, 23), (24, 24), (24, 31)])
-def sealed_test_transform_equals_torchvisions(height: int, width: int) -> None:
+def test_evaluation_transform_equals_torchvisions(height: int, width: int) -> None:
     image = random_image(height, width)
     reference = transforms.Compose(
         [
