@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class Recorder:
         self.updates: list[TrialUpdate] = []
         self.messages: list[str] = []
         self.finished = False
+        # A live table holds one, and Tune pickles what it is given: it must not get this far.
+        self.lock = threading.RLock()
 
     def study_started(
         self, study: str, directory: Path, num_trials: int, epochs: int, metric: str, mode: str

@@ -72,6 +72,11 @@ class StudyDriver:
         for trial in finished:
             progress.trial_updated(_update(trial.id, trial.state, trial.params, trial.results))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles all it is given into a file that nothing here reads; the plain files are the
+        # record, and a live table cannot be pickled.
+        return {}
+
     @property
     def remaining(self) -> int:
         """Trials still to be handed out, interrupted ones included."""
