@@ -27,6 +27,7 @@ def run_search(
             "or choose another name with --study"
         )
     check_new_directory(directory)
+    print("checking data and weights, then starting Ray ...", flush=True)
     from csg_ray.scale.tuner import run_study
 
     with continued_by(directory, "study.yaml"):
@@ -37,6 +38,7 @@ def run_search(
 def continue_study(directory: Path, more: int, verbose: bool) -> None:
     """Go on with a study, then sum up."""
     load_study(directory)
+    print("checking data and weights, then starting Ray ...", flush=True)
     from csg_ray.scale.tuner import restore_study
 
     with continued_by(directory, "study.yaml"):
