@@ -18,8 +18,8 @@ from csg_ray.config.run import RunConfig
 from csg_ray.data.splits import ArraySplit, SealedSplit
 from csg_ray.methods import build_method
 from csg_ray.results import sealed_test
-from csg_ray.results.study import load_study
 from csg_ray.results.sealed_test import evaluate_run, evaluate_study
+from csg_ray.results.study import load_study
 from csg_ray.training.checkpoint import save_checkpoint
 from csg_ray.training.evaluate import evaluate_split
 
