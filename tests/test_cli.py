@@ -203,6 +203,7 @@ def test_search_ends_with_the_winner_and_the_next_commands(
 
     out = capsys.readouterr().out
     assert out.splitlines() == [
+        "checking data and weights, then starting Ray ...",
         "study digits in studies/digits: 4 trials of up to 3 epochs",
         "",
         "Best trial: 0003 of studies/digits (by accuracy on target_val, "
@@ -212,14 +213,14 @@ def test_search_ends_with_the_winner_and_the_next_commands(
         "  augment.magnitude: 8",
         "Against the published settings, trial 0001 "
         "(accuracy 0.600, HSE 0.700 on target_val, epoch 3): accuracy +11.2 points, HSE -0.300.",
-        out.splitlines()[7],
+        out.splitlines()[8],
         "",
         "Next:",
         "  csg-ray best studies/digits",
         "  csg-ray export studies/digits digits.yaml",
         "  csg-ray evaluate studies/digits",
     ]
-    assert out.splitlines()[7].startswith("HSE and accuracy over 4 completed trials: Spearman -0.8")
+    assert out.splitlines()[8].startswith("HSE and accuracy over 4 completed trials: Spearman -0.8")
 
 
 def test_search_takes_trials_and_settings(scale: SimpleNamespace, space_file: Path) -> None:

@@ -13,10 +13,10 @@ import pytest
 
 from csg_ray.config.errors import UserError
 from csg_ray.training.checkpoint import save_checkpoint
+from csg_ray.training.recorder import EpochRecorder
 from csg_ray.training.records import (
     CHECKPOINT_FILE,
     RESULT_FILE,
-    EpochRecorder,
     append_result,
     read_results,
     write_atomically,

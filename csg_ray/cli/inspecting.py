@@ -87,7 +87,7 @@ def export_trial(directory: Path, out: Path, trial_id: str | None, by: str | Non
 
 def evaluate_on_test(directory: Path) -> None:
     """Open the sealed test split for all rules at once and print what they got."""
-    from csg_ray.results.sealed_test import evaluate_run, evaluate_study
+    from csg_ray.results.sealed import evaluate_run, evaluate_study
 
     is_run = (directory / "run.yaml").is_file()
     outcome = evaluate_run(directory) if is_run else evaluate_study(directory)

@@ -74,7 +74,7 @@ def _provenance(config: RunConfig) -> dict[str, Any]:
 
 def _train(config: RunConfig, directory: Path, verbose: bool) -> None:
     from csg_ray.training.loop import fit
-    from csg_ray.training.records import EpochRecorder
+    from csg_ray.training.recorder import EpochRecorder
 
     if verbose:
         logging.basicConfig(level=logging.INFO)

@@ -1,11 +1,10 @@
-"""What a training leaves behind: a JSON line an epoch, a checkpoint, TensorBoard files."""
+"""Files that are whole or not there, and the JSON line of every epoch. Free of torch."""
 
 from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,7 +53,7 @@ def append_result(directory: Path, metrics: dict[str, Any]) -> None:
     """
     line = json.dumps(metrics, allow_nan=False) + "\n"
     path = directory / RESULT_FILE
-    _cut_torn_line(path)
+    cut_torn_line(path)
     with path.open("ab") as file:
         file.write(line.encode())
         file.flush()
@@ -84,7 +83,7 @@ def _parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     return record
 
 
-def _cut_torn_line(path: Path) -> None:
+def cut_torn_line(path: Path) -> None:
     """Remove what follows the last line feed."""
     if not path.is_file():
         return
@@ -93,65 +92,3 @@ def _cut_torn_line(path: Path) -> None:
     if whole < len(content):
         with path.open("r+b") as file:
             file.truncate(whole)
-
-
-class EpochRecorder:
-    """The callback of a training that keeps its own directory: checkpoint first, then the line.
-
-    Building one repairs what a crash left: a torn last line goes, and a checkpoint that is ahead of
-    the lines brings the missing line with it.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._writer: Any = None
-        directory.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(directory / RESULT_FILE)
-        self._repair()
-
-    def __call__(self, metrics: dict[str, float], save_checkpoint: Callable[[Path], None]) -> None:
-        """Record one finished epoch."""
-        save_checkpoint(self._directory / CHECKPOINT_FILE)
-        self._record(metrics)
-
-    def close(self) -> None:
-        """Close the TensorBoard file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-    def _repair(self) -> None:
-        path = self._directory / CHECKPOINT_FILE
-        if not path.is_file():
-            return
-        # Only a directory with a checkpoint needs torch, and only for this.
-        from csg_ray.training.checkpoint import load_checkpoint
-
-        metrics = load_checkpoint(path)["metrics"]
-        recorded = [record["epoch"] for record in read_results(self._directory)]
-        if metrics["epoch"] > max(recorded, default=0):
-            self._record(metrics)
-
-    def _record(self, metrics: dict[str, float]) -> None:
-        self._forget_from(int(metrics["epoch"]))
-        append_result(self._directory, {**metrics, "timestamp": time.time()})
-        self._write_scalars(metrics)
-
-    def _forget_from(self, epoch: int) -> None:
-        """Drop lines of epochs that are trained again, after a start from an older checkpoint."""
-        records = read_results(self._directory)
-        kept = [record for record in records if record["epoch"] < epoch]
-        if len(kept) < len(records):
-            lines = "".join(json.dumps(record) + "\n" for record in kept)
-            write_atomically(self._directory / RESULT_FILE, lines)
-
-    def _write_scalars(self, metrics: dict[str, float]) -> None:
-        if self._writer is None:
-            # Imported late: readers of results need no TensorBoard.
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._directory))
-        for name, value in metrics.items():
-            if name != "epoch":
-                self._writer.add_scalar(name, value, int(metrics["epoch"]))
-        self._writer.flush()

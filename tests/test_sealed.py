@@ -17,8 +17,8 @@ from csg_ray.config.reader import dump_yaml
 from csg_ray.config.run import RunConfig
 from csg_ray.data.splits import ArraySplit, SealedSplit
 from csg_ray.methods import build_method
-from csg_ray.results import sealed_test
-from csg_ray.results.sealed_test import evaluate_run, evaluate_study
+from csg_ray.results import sealed
+from csg_ray.results.sealed import evaluate_run, evaluate_study
 from csg_ray.results.study import load_study
 from csg_ray.training.checkpoint import save_checkpoint
 from csg_ray.training.evaluate import evaluate_split
@@ -67,7 +67,7 @@ def quick(room: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNames
         room.measured.append(state["repeats"][0])
         return {"mean_class_accuracy": state["repeats"][0], "hse": 0.5}
 
-    monkeypatch.setattr(sealed_test, "_measure", measure)
+    monkeypatch.setattr(sealed, "_measure", measure)
     return room
 
 
