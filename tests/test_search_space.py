@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from csg_ray.config import RunConfig, override_config
+from csg_ray.config import RunConfig, UserError, override_config
 from csg_ray.config.reader import dump_yaml, parse_yaml
 from csg_ray.search_space import (
     METRICS,
@@ -173,6 +173,27 @@ def test_with_num_trials_changes_that_alone() -> None:
     more = space.with_num_trials(40)
     assert more.search.num_trials == 40
     assert more.with_num_trials(space.search.num_trials) == space
+
+
+@pytest.mark.parametrize(
+    ("trials", "sentence"),
+    [
+        (0, "search.num_trials must be an integer from 1 to 1000000, not 0"),
+        (2_000_000, "search.num_trials must be an integer from 1 to 1000000, not 2000000"),
+    ],
+)
+def test_with_num_trials_refuses_what_a_file_could_not_say(trials: int, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load_search_space(DIGITS).with_num_trials(trials)
+
+
+def test_with_num_trials_keeps_room_for_the_points() -> None:
+    points = [
+        {"augment.magnitude": m, "method.stages": "4", "method.temperature": 0.5} for m in (1, 2)
+    ]
+    space = parse_search_space(_mapping(points_to_evaluate=points))
+    with pytest.raises(UserError, match=r"holds 2 points, more than search\.num_trials 1"):
+        space.with_num_trials(1)
 
 
 def test_points_are_held_as_the_sampler_draws_them() -> None:

@@ -97,6 +97,10 @@ def _check_field(path: str, domain: Domain, method: str) -> None:
         )
     if path in _SPEED_ONLY:
         raise UserError(f"space: {path} changes the speed, not the result; put it into base")
+    if path == "train.epochs":
+        raise UserError(
+            "space: train.epochs is the budget at which trials are compared; put it into base"
+        )
 
 
 def _variants(space: SearchSpace, method: str) -> Iterator[RunConfig]:
@@ -139,7 +143,7 @@ def _check_search(space: SearchSpace, configs: list[RunConfig]) -> None:
             f"search.repeats {search.repeats} trains with several seeds, so seed cannot be "
             "searched; take it out of space"
         )
-    epochs = min(config.train.epochs for config in configs)
+    epochs = configs[0].train.epochs  # never searched, so the same in all
     if search.scheduler == "asha" and search.grace_period > epochs:
         raise UserError(
             f"search.grace_period must be at most train.epochs, {epochs}, not {search.grace_period}"

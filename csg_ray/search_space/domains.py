@@ -232,3 +232,12 @@ SAMPLERS: dict[str, Callable[[str, Any], Domain]] = {
     "lograndint": _lograndint,
     "choice": _choice,
 }
+
+
+def grid_size(space: Mapping[str, Domain]) -> int:
+    """The number of combinations of a space of choices, those of the branches included."""
+    size = 1
+    for domain in space.values():
+        assert isinstance(domain, Choice)  # the loader refuses a grid over ranges
+        size *= sum(grid_size(domain.branches.get(value, {})) for value in domain.values)
+    return size

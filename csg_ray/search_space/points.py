@@ -16,7 +16,7 @@ def parse_points(space: SearchSpace, points: Any) -> tuple[dict[str, Any], ...]:
     """The points with every value as the sampler would draw it.
 
     Raises:
-        UserError: an incomplete point, one outside the space, one twice, more than trials.
+        UserError: an incomplete point, one outside the space, one twice.
     """
     if not isinstance(points, list):
         raise UserError(f"points_to_evaluate must be a list of points, not {shown(points)}")
@@ -27,11 +27,6 @@ def parse_points(space: SearchSpace, points: Any) -> tuple[dict[str, Any], ...]:
         if parsed[-1] in parsed[:-1]:
             earlier = parsed.index(parsed[-1]) + 1
             raise UserError(f"{where} is the same as point {earlier}; remove one")
-    if len(parsed) > space.search.num_trials:
-        raise UserError(
-            f"points_to_evaluate holds {len(parsed)} points, more than search.num_trials "
-            f"{space.search.num_trials}; remove some, or raise num_trials"
-        )
     return tuple(parsed)
 
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from csg_ray.config.errors import UserError
+from csg_ray.config.explain import validate
 from csg_ray.config.load import override_config, setting_fields
 from csg_ray.config.run import RunConfig
-from csg_ray.search_space.domains import Choice, Domain
+from csg_ray.search_space.domains import Choice, Domain, grid_size
 from csg_ray.search_space.settings import Objective, ResourcesConfig, SearchConfig
 
 
@@ -70,9 +72,29 @@ class SearchSpace:
         return (Objective(metric=self.search.metric, mode=self.search.mode),)
 
     def with_num_trials(self, num_trials: int) -> SearchSpace:
-        """The same study with another number of trials in all."""
-        assert num_trials >= 1
-        return replace(self, search=self.search.model_copy(update={"num_trials": num_trials}))
+        """The same study with another number of trials in all.
+
+        Raises:
+            UserError: fewer than one or than the warm-start points, more than a grid holds.
+        """
+        validate(SearchConfig, {"num_trials": num_trials}, "search.")
+        search = self.search.model_copy(update={"num_trials": num_trials})
+        return replace(self, search=search).check_num_trials()
+
+    def check_num_trials(self) -> SearchSpace:
+        """Itself, if the number of trials fits the points and the grid; else UserError."""
+        trials, points = self.search.num_trials, len(self.points_to_evaluate)
+        if points > trials:
+            raise UserError(
+                f"points_to_evaluate holds {points} points, more than search.num_trials "
+                f"{trials}; remove some, or raise num_trials"
+            )
+        if self.search.sampler == "grid" and trials > (size := grid_size(self.space)):
+            raise UserError(
+                f"search.num_trials is {trials}, but the grid has {size} combinations; "
+                f"set it to at most {size}"
+            )
+        return self
 
     def to_mapping(self) -> dict[str, Any]:
         """The file with every default filled in, in plain types."""
