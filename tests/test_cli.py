@@ -97,7 +97,31 @@ def test_best_without_a_winner_says_why(make_study: MakeStudy, capsys: Capture) 
 
     assert refusal(capsys, "best", "studies/digits") == (
         "no trial of study studies/digits has completed (1 failed, 2 stopped), so none can win; "
+        "trial 0003 failed: was failed; "
         "continue it with: csg-ray restore studies/digits --more 4"
+    )
+
+
+def test_best_without_a_winner_names_the_first_failure_and_its_file(
+    make_study: MakeStudy, capsys: Capture
+) -> None:
+    trials = make_study(STOPPED, ("failed", []), ("failed", [])) / "trials"
+    ending = {"state": "failed", "reason": "RuntimeError: no\n kernel"}
+    (trials / "0002" / "state.json").write_text(json.dumps(ending))
+    (trials / "0002" / "error.txt").write_text("Traceback ...")
+
+    assert refusal(capsys, "best", "studies/digits") == (
+        "no trial of study studies/digits has completed (2 failed, 1 stopped), so none can win; "
+        "trial 0002 failed: RuntimeError: no kernel (see studies/digits/trials/0002/error.txt); "
+        "continue it with: csg-ray restore studies/digits --more 4"
+    )
+
+
+def test_best_without_a_failure_names_none(make_study: MakeStudy, capsys: Capture) -> None:
+    make_study(STOPPED)
+
+    assert refusal(capsys, "best", "studies/digits").endswith(
+        "(1 stopped), so none can win; continue it with: csg-ray restore studies/digits --more 4"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -125,6 +126,11 @@ def describe_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "-" if value is None else str(value)
+
+
+def describe_reason(reason: str) -> str:
+    """Why a trial failed, on one line; error messages may be pages long."""
+    return textwrap.shorten(reason, 200, placeholder=" ...") or "no reason was given"
 
 
 def describe_metric(metrics: Mapping[str, Any], name: str) -> str:

@@ -17,6 +17,7 @@ from csg_ray.cli.board import (
     RUNNING_STATES,
     Board,
     describe_metric,
+    describe_reason,
 )
 from csg_ray.results.progress import Progress, TrialUpdate
 from csg_ray.results.study import ACCURACY, ENERGY
@@ -63,15 +64,22 @@ class PlainProgress:
         """A line when a trial ends, or when there has been none for a while."""
         ended = self._board.take(update)
         if ended:
-            best = self._board.best()
-            star = " *" if best is not None and best.id == update.id else ""
             self._say(
                 f"trial {update.id} {update.state} at epoch {update.epoch}/{self._board.epochs}: "
-                f"accuracy {describe_metric(update.metrics, ACCURACY)}, "
-                f"HSE {describe_metric(update.metrics, ENERGY)}{star} | {self._board.standing()}"
+                f"{self._outcome(update)} | {self._board.standing()}"
             )
         elif self._clock() - self._last_line >= HEARTBEAT_SECONDS:
             self._say(self._board.standing())
+
+    def _outcome(self, update: TrialUpdate) -> str:
+        if update.state == "failed":
+            return describe_reason(update.reason)
+        best = self._board.best()
+        star = " *" if best is not None and best.id == update.id else ""
+        return (
+            f"accuracy {describe_metric(update.metrics, ACCURACY)}, "
+            f"HSE {describe_metric(update.metrics, ENERGY)}{star}"
+        )
 
     def message(self, text: str) -> None:
         """Pass a sentence on."""
@@ -106,8 +114,9 @@ class LiveProgress:
         self._live.start()
 
     def trial_updated(self, update: TrialUpdate) -> None:
-        """Keep the update; the table is drawn on its own beat."""
-        self._board.take(update)
+        """Keep the update; the table is drawn on its own beat, a failure above it for good."""
+        if self._board.take(update) and update.state == "failed":
+            self.message(f"trial {update.id} failed: {describe_reason(update.reason)}")
 
     def message(self, text: str) -> None:
         """A line above the table."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from csg_ray.cli.board import describe_metric, describe_value
+from csg_ray.cli.board import describe_metric, describe_reason, describe_value
 from csg_ray.cli.guard import command, fail
 from csg_ray.results.export import first_free, selected_with_target_labels
 from csg_ray.results.selection import RULES, final_value
 from csg_ray.results.study import ACCURACY, ENERGY, Study, Trial
 
 STAMP = "selected with target labels"
+ERROR_FILE = "error.txt"
 
 
 def summarise(study: Study) -> None:
@@ -43,10 +44,21 @@ def no_winner(study: Study) -> str:
     for trial in study.trials:
         counts[trial.state] = counts.get(trial.state, 0) + 1
     held = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    more = command("restore", study.directory, "--more", "4")
     return (
         f"no trial of study {study.directory} has completed ({held}), so none can win; "
-        f"continue it with: {command('restore', study.directory, '--more', '4')}"
+        f"{_first_failure(study)}continue it with: {more}"
     )
+
+
+def _first_failure(study: Study) -> str:
+    failed = next((trial for trial in study.trials if trial.state == "failed"), None)
+    if failed is None:
+        return ""
+    details = failed.directory / ERROR_FILE
+    # A process that was killed could not write one.
+    where = f" (see {details})" if details.is_file() else ""
+    return f"trial {failed.id} failed: {describe_reason(failed.reason)}{where}; "
 
 
 def describe_scores(trial: Trial) -> str:

@@ -15,6 +15,7 @@ class TrialUpdate:
     Attributes:
         state: pending | running, or as in `Trial`.
         metrics: of the last finished epoch; empty when there is none.
+        reason: why it ended as it did; empty while it has not.
     """
 
     id: str
@@ -22,6 +23,7 @@ class TrialUpdate:
     epoch: int = 0
     metrics: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
 
 
 class Progress(Protocol):
