@@ -68,8 +68,22 @@ def test_metrics_of_a_hand_made_split() -> None:
     assert metrics["hse_distance"] == pytest.approx(metrics["hse"] / 2)
     assert metrics["hse_power1"] == pytest.approx(np.mean(np.power(squared, -0.5)), rel=1e-3)
     assert metrics["hse_power2"] == pytest.approx(np.mean(np.power(squared, -1.0)), rel=1e-3)
-    per_class = measure_split(_stub(config), split, config, CPU).confusion.class_accuracies
-    assert per_class.tolist() == [1.0, 0.5, 0.0]
+    per_class = {name: metrics[f"class_accuracy/{name}"] for name in "abc"}
+    assert per_class == {"a": 1.0, "b": 0.5, "c": 0.0}
+    assert metrics["hse_zero_rows"] == 0
+
+
+def test_a_class_without_images_has_no_accuracy() -> None:
+    config, split = _config(), _split([0, 2, 1], [0, 2, 2])
+    metrics = evaluate_split(_stub(config), split, config, CPU)
+    per_class = {name: value for name, value in metrics.items() if "class_accuracy/" in name}
+    assert per_class == {"class_accuracy/a": 1.0, "class_accuracy/c": 0.5}
+    assert worst_metrics(split).keys() == metrics.keys()
+
+
+def test_features_of_length_zero_are_counted() -> None:
+    config, split = _config(), _split([0, 1, 2], [0, 1, 2])
+    assert evaluate_split(_stub(config, scale=0.0), split, config, CPU)["hse_zero_rows"] == 3
 
 
 def test_the_batch_size_changes_nothing() -> None:

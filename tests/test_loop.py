@@ -31,6 +31,8 @@ SPLIT_METRICS = (
     "hse_power2",
     "hse_distance",
     "hse_duplicates",
+    "hse_zero_rows",
+    *(f"class_accuracy/{digit}" for digit in range(10)),
 )
 
 

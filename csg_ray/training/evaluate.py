@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,18 +25,24 @@ class Evaluation:
     """What was measured on one split.
 
     Attributes:
-        confusion: counts; its `class_accuracies` are the per-class accuracies.
+        confusion: counts of labels and predictions.
         energies: of the pooled stage-4 features.
         finite: whether every logit was; a diverged encoder still gets an accuracy by argmax.
+        class_names: one name per class number.
     """
 
     confusion: ConfusionMatrix
     energies: HypersphericalEnergies
     finite: bool
+    class_names: tuple[str, ...]
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics by name, without the split's prefix."""
+        """The metrics by name, without the split's prefix.
+
+        A class without images in the split has no accuracy, and so no key.
+        """
+        accuracies = zip(self.class_names, self.confusion.class_accuracies.tolist(), strict=True)
         return {
             "mean_class_accuracy": self.confusion.mean_class_accuracy,
             "accuracy": self.confusion.accuracy,
@@ -44,6 +51,12 @@ class Evaluation:
             "hse_power1": self.energies.power1,
             "hse_power2": self.energies.power2,
             "hse_duplicates": float(self.energies.duplicates),
+            "hse_zero_rows": float(self.energies.zero_rows),
+            **{
+                f"class_accuracy/{name}": value
+                for name, value in accuracies
+                if not math.isnan(value)
+            },
         }
 
 
@@ -55,6 +68,11 @@ def worst_metrics(split: Split) -> dict[str, float]:
         "accuracy": 0.0,
         **HSE_WORST,
         "hse_duplicates": float(pairs),
+        "hse_zero_rows": float(len(split)),
+        **{
+            f"class_accuracy/{split.class_names[number]}": 0.0
+            for number in sorted(set(split.labels.tolist()))
+        },
     }
 
 
@@ -88,7 +106,8 @@ def measure_split(
         confusion.update(scores.argmax(dim=1), batch.labels.to(device))
         features.append(maps[TASK_STAGE].mean(dim=(2, 3))[sampled[batch.indices].to(device)])
     method.train(was_training)
-    return Evaluation(confusion, hyperspherical_energies(torch.cat(features)), bool(finite))
+    energies = hyperspherical_energies(torch.cat(features))
+    return Evaluation(confusion, energies, bool(finite), split.class_names)
 
 
 def _energy_sample(count: int, at_most: int) -> Tensor:
