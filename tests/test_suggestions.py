@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def make_space(**search: Any) -> SearchSpace:
     if search.get("objectives"):
         del mapping["search"]["metric"], mapping["search"]["mode"]
     if search.get("sampler") == "grid":
+        mapping["search"]["num_trials"] = 6
         mapping["space"]["method.temperature"] = {"choice": [0.07, 0.1, 0.2]}
     return parse_search_space(mapping)
 
@@ -166,6 +168,24 @@ def test_several_objectives_with_cut_trials(sampler: str) -> None:
     done = [t for t in optuna_trials(suggestions) if t.state == TrialState.COMPLETE]
     assert [t.values for t in done] == [[i / 30, 1 - i / 30] for i in range(0, 24, 2)]
     assert [d.name for d in suggestions._study.directions] == ["MAXIMIZE", "MINIMIZE"]
+
+
+def test_nsga2_goes_on_with_its_generations_after_a_restore() -> None:
+    space = make_space(sampler="nsga2", num_trials=16)  # populations of four
+    live = Suggestions(space)
+    done = []
+    for i in range(13):
+        suggestion = live.ask()
+        assert suggestion is not None
+        live.tell(suggestion.number, "completed", lines(i / 20))
+        done.append(replace(trial(i + 1, "completed", lines(i / 20)), params=suggestion.params))
+    restored = Suggestions(space, finished=done)
+    key = "NSGAIISampler:generation"
+    generations = [t.system_attrs.get(key) for t in optuna_trials(live)]
+    assert generations == [None] + [0] * 4 + [1] * 4 + [2] * 4  # the warm start is of none
+    assert [t.system_attrs.get(key) for t in optuna_trials(restored)] == generations
+    restored.ask()
+    assert optuna_trials(restored)[-1].system_attrs[key] == 3
 
 
 def test_branches_of_a_searched_method_are_asked_and_rebuilt() -> None:

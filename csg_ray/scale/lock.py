@@ -1,7 +1,8 @@
-"""One driver a study: a lock file with owner and heartbeat."""
+"""One process a directory: a lock that the system lets go of when its owner dies."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -9,39 +10,44 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from csg_ray.config.errors import UserError
-from csg_ray.training.records import write_atomically
 
+LOCK_FILE = "driver.lock"
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 
 
 class StudyLock:
-    """Context manager that owns `driver.lock` in a study.
+    """Context manager that owns the lock of a study or a run.
 
-    A lock is stale when its process on this host is gone, or, for another host, when its heartbeat
-    is older than `STALE_SECONDS`. A stale lock is taken over.
+    On one host the kernel decides (`flock`), so a killed owner never leaves a lock behind. A file
+    system shared by hosts may not carry that over, so the owner also touches the file: a lock of
+    another host counts as long as its last touch is younger than `STALE_SECONDS`.
 
     Raises:
-        UserError: another driver is running.
+        UserError: somebody else is at work there; nothing was changed.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / "driver.lock"
+        self._path = directory / LOCK_FILE
+        self._file: TextIO | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> StudyLock:
+        self._file = self._acquire()
         try:
-            descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            self._refuse_if_alive()
-            self._write()
-        else:
-            os.close(descriptor)
-            self._write()
+            self._refuse_another_host(self._file)
+            owner = {"pid": os.getpid(), "host": socket.gethostname()}
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(json.dumps(owner))
+            self._file.flush()
+        except BaseException:
+            self._file.close()
+            raise
         self._thread.start()
         return self
 
@@ -51,58 +57,54 @@ class StudyLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        assert self._file is not None
         self._stop.set()
         self._thread.join()
+        # Removed while it is still held, so that nobody can own a file that has no name any more
+        # without noticing (see `_acquire`).
         self._path.unlink(missing_ok=True)
+        self._file.close()
 
-    def _refuse_if_alive(self) -> None:
+    def _acquire(self) -> TextIO:
+        while True:
+            file = self._path.open("a+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = _parse(file.read())
+                file.close()
+                raise self._refusal(owner) from None
+            if self._is_still_there(file):
+                return file
+            file.close()  # its last owner has just removed it: what was locked is a nameless file
+
+    def _is_still_there(self, file: TextIO) -> bool:
         try:
-            owner = json.loads(self._path.read_text())
-        except (ValueError, FileNotFoundError):
-            return  # its owner died between creating and filling it, or has just let go
-        if _is_alive(owner):
-            raise UserError(
-                f"study {self._path.parent} is being run by process {owner['pid']} on "
-                f"{owner['host']}; wait for it or stop it first"
-            )
+            return os.fstat(file.fileno()).st_ino == self._path.stat().st_ino
+        except FileNotFoundError:
+            return False
 
-    def _write(self) -> None:
-        owner = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "started": _start_time(os.getpid()),
-            "heartbeat": time.time(),
-        }
-        write_atomically(self._path, json.dumps(owner))
+    def _refuse_another_host(self, file: TextIO) -> None:
+        file.seek(0)
+        owner = _parse(file.read())
+        age = time.time() - os.fstat(file.fileno()).st_mtime
+        if owner.get("host", socket.gethostname()) != socket.gethostname() and age < STALE_SECONDS:
+            raise self._refusal(owner)
+
+    def _refusal(self, owner: dict[str, Any]) -> UserError:
+        who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+        return UserError(f"{self._path.parent} is being run by {who}; wait for it or stop it first")
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            try:
-                self._write()
-            except OSError:
-                continue  # a full disk must not end the thread; the next beat may succeed
+            os.utime(self._path)
 
 
-def _is_alive(owner: dict[str, Any]) -> bool:
-    if owner["host"] != socket.gethostname():
-        return bool(time.time() - owner["heartbeat"] < STALE_SECONDS)
-    return bool(_start_time(owner["pid"]) == owner["started"])
-
-
-def _start_time(pid: int) -> str | None:
-    """When a process of this host started, or None if it is gone; guards against reused ids."""
+def _parse(text: str) -> dict[str, Any]:
+    """The owner; empty when its process died, or has not got to it, before it was written."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return None if Path("/proc/self/stat").exists() else _ps_start_time(pid)
-    state, *fields = stat.rsplit(")", 1)[1].split()
-    return None if state == "Z" else fields[18]
-
-
-def _ps_start_time(pid: int) -> str | None:
-    """`_start_time` where there is no /proc (macOS)."""
-    import subprocess
-
-    command = ["ps", "-o", "lstart=", "-p", str(pid)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return found or None
+        owner = json.loads(text)
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) and {"pid", "host"} <= owner.keys() else {}

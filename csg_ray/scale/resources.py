@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig
 from csg_ray.config.run import RunConfig
 from csg_ray.models.resnet import build_resnet
-from csg_ray.search_space import SearchSpace
+from csg_ray.search_space import ResourcesConfig, SearchSpace
 
 BYTES_PER_NUMBER = 4
 
@@ -33,7 +34,9 @@ class Plan:
 
 def local_resources() -> tuple[int, int]:
     """CPUs this process may use, and visible GPUs."""
-    return len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it, macOS has not
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return cpus, torch.cuda.device_count()
 
 
 def plan(space: SearchSpace, cpus: float | None = None, gpus: float | None = None) -> Plan:
@@ -60,9 +63,7 @@ def plan(space: SearchSpace, cpus: float | None = None, gpus: float | None = Non
                 f"resources.{kind}s_per_worker is {needed:g}, but there are {there:g} "
                 f"{kind.upper()}s in all, so no trial can ever start; set it to at most {there:g}"
             )
-    concurrent = int(cpus // resources.cpus_per_worker)
-    if resources.gpus_per_worker > 0:
-        concurrent = min(concurrent, int(gpus / resources.gpus_per_worker + 1e-9))
+    concurrent = min(int(cpus // resources.cpus_per_worker), _gpu_slots(resources, gpus))
     search = space.search
     concurrent = min(concurrent, search.max_concurrent or concurrent, search.num_trials)
     config = space.config_for(space.first_point())
@@ -78,6 +79,14 @@ def plan(space: SearchSpace, cpus: float | None = None, gpus: float | None = Non
         checkpoint_bytes_per_trial=per_trial,
         disk_bytes=per_trial * search.num_trials,
     )
+
+
+def _gpu_slots(resources: ResourcesConfig, gpus: float) -> int:
+    """Trials that the GPUs hold at a time; a fraction of a GPU does not span two of them."""
+    share = resources.gpus_per_worker
+    if share == 0:
+        return sys.maxsize
+    return int(gpus // share) if share >= 1 else int(gpus) * int(1 / share + 1e-9)
 
 
 def checkpoint_bytes(config: RunConfig) -> int:

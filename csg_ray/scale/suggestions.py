@@ -59,7 +59,7 @@ class Suggestions:
         )
         self._open: dict[int, optuna.Trial] = {}
         for trial in finished:
-            self._study.add_trial(self._frozen(trial))
+            self._study.add_trial(self._frozen(trial, self._generation(trial.origin)))
         self._origins: list[str] = []
         for trial in unfinished:
             self._enqueue(trial.params, trial.origin)
@@ -116,7 +116,18 @@ class Suggestions:
         metric = self._space.objectives[0].metric
         return {int(line["epoch"]): float(line[metric]) for line in results if metric in line}
 
-    def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
+    def _generation(self, origin: str) -> dict[str, int]:
+        """What NSGA-II notes in each trial of its own; without it, it would begin anew."""
+        sampler = self._study.sampler
+        if not isinstance(sampler, NSGAIISampler) or origin != "sampler":
+            return {}
+        assert sampler.population_size is not None  # `_build_sampler` gives it
+        key = sampler._get_generation_key()
+        complete = self._study.get_trials(states=[TrialState.COMPLETE], deepcopy=False)
+        earlier = sum(key in trial.system_attrs for trial in complete)
+        return {key: earlier // sampler.population_size}
+
+    def _frozen(self, trial: Trial, system_attrs: dict[str, int]) -> optuna.trial.FrozenTrial:
         values = self._values(trial.results)
         if trial.state in ("completed", "diverged") and values is not None:
             state = TrialState.COMPLETE
@@ -132,6 +143,7 @@ class Suggestions:
             params=dict(trial.params),
             distributions=_distributions(self._space.space, trial.params),
             intermediate_values=self._curve(trial.results),
+            system_attrs=system_attrs,
         )
 
 
@@ -140,7 +152,8 @@ def _build_sampler(name: str, seed: int, num_trials: int) -> BaseSampler:
         return NSGAIISampler(seed=seed, population_size=max(4, min(50, num_trials // 4)))
     if name == "tpe":
         # Optuna's ten random trials would be most of a small study.
-        return TPESampler(seed=seed, n_startup_trials=max(4, min(10, num_trials // 3)))
+        startup = max(4, min(10, num_trials // 3))
+        return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
     return RandomSampler(seed=seed)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import datetime
 import errno
-import logging
-import os
+import itertools
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ from csg_ray.scale.resources import Plan, plan
 from csg_ray.search_space import SearchSpace
 from csg_ray.training.records import write_atomically
 
-DIED_PROCESS_RETRIES = 2
-
 
 def run_study(space: SearchSpace, directory: Path, progress: Progress, verbose: bool) -> None:
     """Search `space` in a new study directory.
@@ -46,10 +43,30 @@ def run_study(space: SearchSpace, directory: Path, progress: Progress, verbose: 
         "provenance": provenance,
         "restores": [],
     }
-    directory.mkdir(parents=True)
+    _create(directory, header)
     with StudyLock(directory):
-        _write_header(directory, header)
         _drive(space, directory, layout, progress, verbose, trials=())
+
+
+def _create(directory: Path, header: dict[str, Any]) -> None:
+    """Make the study's directory with its header in it, whole or not at all.
+
+    Raises:
+        FileExistsError: there is something of that name.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        _write_header(staged, header)
+        staged.chmod(0o755)
+        if directory.exists():
+            raise FileExistsError(errno.EEXIST, "it exists", str(directory))
+        try:
+            staged.rename(directory)
+        except OSError as error:  # somebody else's came first
+            raise FileExistsError(errno.EEXIST, "it exists", str(directory)) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def restore_study(directory: Path, more: int, progress: Progress, verbose: bool) -> None:
@@ -68,15 +85,29 @@ def restore_study(directory: Path, more: int, progress: Progress, verbose: bool)
         _report_changes(directory, changed, progress)
         if more or changed:
             header["space"] = space.to_mapping()
-            header["restores"].append({"at": _now(), "more": more, "changed": changed})
+            header.setdefault("restores", []).append(
+                {"at": _now(), "more": more, "changed": changed}
+            )
             _write_header(directory, header)
         _drive(space, directory, layout, progress, verbose, study.trials)
 
 
 def _provenance(space: SearchSpace) -> dict[str, Any]:
-    config = space.config_for(space.first_point())
-    build_encoder(config.model)  # missing weights are found here, not in every trial
-    return collect_provenance(load_splits(config.data).fingerprint)
+    check_weights(space)
+    return collect_provenance(load_splits(space.config_for(space.first_point()).data).fingerprint)
+
+
+def check_weights(space: SearchSpace) -> None:
+    """Load the weights of every model that the space may draw, so that no trial has to find out.
+
+    Raises:
+        UserError: weights cannot be had, or do not fit.
+    """
+    models = {path: d for path, d in space.space.items() if path.startswith("model.")}
+    first = space.first_point()
+    drawn = itertools.product(*([(p, end) for end in d.ends()] for p, d in models.items()))
+    for model in {space.config_for(first | dict(choice)).model for choice in drawn}:
+        build_encoder(model)
 
 
 def _report_changes(directory: Path, changed: dict[str, Any], progress: Progress) -> None:
@@ -122,95 +153,14 @@ def _drive(
     driver = StudyDriver(space, directory, progress, trials)
     try:
         if driver.remaining:
-            with _local_ray(layout, verbose):
-                _tune(driver, space, directory, layout, verbose)
+            # Ray is imported only when there is work for it.
+            from csg_ray.scale.tune_run import local_ray, run_tune
+
+            with local_ray(layout, verbose):
+                run_tune(driver, space, layout, verbose)
         if driver.halted is None:
             write_table(load_study(directory), directory / "trials.parquet")
     finally:
         progress.study_finished()
     if driver.halted is not None:
         raise OSError(errno.ENOSPC, driver.halted, str(directory))
-
-
-@contextmanager
-def _local_ray(layout: Plan, verbose: bool) -> Iterator[None]:
-    """Use the Ray that is there (a test session's, a cluster's), or one of our own."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    here: dict[str, Any] = (
-        {}
-        if os.environ.get("RAY_ADDRESS")
-        else {
-            "num_cpus": int(layout.cluster_cpus),
-            "num_gpus": int(layout.cluster_gpus),
-            # Flat trials need no dashboard; starting it costs seconds and a gigabyte.
-            "include_dashboard": False,
-        }
-    )
-    ray.init(
-        log_to_driver=verbose,
-        logging_level=logging.INFO if verbose else logging.ERROR,
-        **here,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _tune(
-    driver: StudyDriver, space: SearchSpace, directory: Path, layout: Plan, verbose: bool
-) -> None:
-    """Run Tune over the driver. Its own files go to a scratch folder that nothing reads again."""
-    os.environ.update(
-        {
-            "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-            "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-            "TUNE_DISABLE_SIGINT_HANDLER": "1",
-            "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
-            "TUNE_PRINT_ALL_TRIAL_ERRORS": str(int(verbose)),
-            "RAY_CHDIR_TO_TRIAL_DIR": "0",
-            "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a banner even when it is told not to
-        }
-    )
-    from ray import tune
-
-    from csg_ray.scale.adapters import (
-        DriverScheduler,
-        DriverSearcher,
-        DriverStopper,
-        StartCallback,
-    )
-    from csg_ray.scale.trainable import train_trial
-
-    if not verbose:
-        logging.getLogger("ray").setLevel(logging.ERROR)
-    scratch = directory / ".ray"
-    shutil.rmtree(scratch, ignore_errors=True)
-    resources: dict[str, float] = {"cpu": layout.cpus_per_trial}
-    if layout.gpus_per_trial:
-        resources["gpu"] = layout.gpus_per_trial
-    tuner = tune.Tuner(
-        tune.with_resources(train_trial, resources),
-        tune_config=tune.TuneConfig(
-            search_alg=DriverSearcher(driver, space),
-            scheduler=DriverScheduler(driver),
-            num_samples=driver.remaining,
-            max_concurrent_trials=layout.concurrent,
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: str(trial.trial_id),
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(scratch.resolve()),
-            stop=DriverStopper(driver),
-            callbacks=[StartCallback(driver)],
-            failure_config=tune.FailureConfig(max_failures=DIED_PROCESS_RETRIES),
-            verbose=1 if verbose else 0,
-        ),
-    )
-    tuner.fit()
