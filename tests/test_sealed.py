@@ -139,6 +139,17 @@ def test_no_completed_trial_leaves_the_seal(make_study: MakeStudy, room: SimpleN
     assert nothing_was_touched(directory, room)
 
 
+def test_unfinished_trials_leave_the_seal(make_study: MakeStudy, room: SimpleNamespace) -> None:
+    unfinished = ("unfinished", STOPPED[1])
+    directory = make_study(WINNER, unfinished, STOPPED, ("unfinished", []))
+    add_checkpoints(directory)
+
+    with pytest.raises(UserError, match=r"^2 of 4 trials of study .* are unfinished.* restore"):
+        evaluate_study(directory)
+
+    assert nothing_was_touched(directory, room)
+
+
 def test_a_missing_or_foreign_checkpoint_leaves_the_seal(
     study: Path, room: SimpleNamespace
 ) -> None:
@@ -240,6 +251,27 @@ def test_a_run_is_measured_with_the_weights_of_every_repeat(
         assert pick["metrics"][name] == pytest.approx(np.mean(values), rel=1e-5)
     energies = [each["hse"] for each in expected]
     assert pick["metrics"]["hse_std"] == pytest.approx(np.std(energies, ddof=1), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ({"epoch": 1, "diverged": 1}, r"^run .* diverged in epoch 1, so there is nothing to test"),
+        ({"epoch": 1, "diverged": 0}, r"^run .* has finished 1 of 2 epochs; continue .* restore"),
+    ],
+)
+def test_a_run_that_did_not_get_to_its_end_is_refused(
+    run: Path, room: SimpleNamespace, line: dict[str, int], sentence: str
+) -> None:
+    content = (run / "run.yaml").read_text()
+    (run / "run.yaml").write_text(content.replace("epochs: 1", "epochs: 2"))
+    assert load_config(run / "run.yaml").train.epochs == 2
+    (run / "result.json").write_text(json.dumps(line) + "\n")
+
+    with pytest.raises(UserError, match=sentence):
+        evaluate_run(run)
+
+    assert nothing_was_touched(run, room)
 
 
 def test_a_run_without_an_epoch_is_refused(run: Path, room: SimpleNamespace) -> None:

@@ -62,9 +62,16 @@ def evaluate_study(directory: Path) -> dict[str, Any]:
         `earlier_openings` of the split, `earlier_results` of this command.
 
     Raises:
-        UserError: nothing to pick, a checkpoint that is not the trial's, data that have changed.
+        UserError: unfinished trials, nothing to pick, a checkpoint that is not the trial's, data
+            that have changed.
     """
     study = load_study(directory)
+    unfinished = sum(trial.state == "unfinished" for trial in study.trials)
+    if unfinished:
+        raise UserError(
+            f"{unfinished} of {len(study.trials)} trials of study {directory} are unfinished, and "
+            "one of them may win yet; restore the study with csg-ray restore first"
+        )
     picks = _study_picks(study)
     if not picks:
         raise UserError(f"no trial of study {directory} has completed, so there is nothing to test")
@@ -76,9 +83,7 @@ def evaluate_study(directory: Path) -> dict[str, Any]:
 def evaluate_run(directory: Path) -> dict[str, Any]:
     """Measure a run's checkpoint on target_test; otherwise as `evaluate_study`."""
     config = load_config(directory / "run.yaml")
-    results = read_results(directory)
-    if not results:
-        raise UserError(f"run {directory} has no finished epoch, so there is nothing to test")
+    epoch = _last_epoch(directory, config)
     provenance = read_yaml(directory / "run.yaml").get("provenance") or {}
     exported = provenance.get("exported") or {}
     pick = Pick(
@@ -86,10 +91,32 @@ def evaluate_run(directory: Path) -> dict[str, Any]:
         trial="",
         config=config,
         checkpoint=directory / CHECKPOINT_FILE,
-        epoch=int(results[-1]["epoch"]),
+        epoch=epoch,
         used_target_labels=bool(exported.get("selected with target labels", False)),
     )
     return _evaluate(directory, [pick], provenance.get("data_sha256"))
+
+
+def _last_epoch(directory: Path, config: RunConfig) -> int:
+    """The epoch that a run ended at; a run that has not got there must not be tested."""
+    results = read_results(directory)
+    if not results:
+        raise UserError(
+            f"run {directory} has no finished epoch, so there is nothing to test; "
+            "continue it with csg-ray restore first"
+        )
+    epoch, epochs = int(results[-1]["epoch"]), config.train.epochs
+    if results[-1].get("diverged"):
+        raise UserError(
+            f"run {directory} diverged in epoch {epoch}, so there is nothing to test; "
+            "train other settings in a new run"
+        )
+    if epoch < epochs:
+        raise UserError(
+            f"run {directory} has finished {epoch} of {epochs} epochs; "
+            "continue it with csg-ray restore first"
+        )
+    return epoch
 
 
 def _study_picks(study: Study) -> list[Pick]:
