@@ -47,6 +47,7 @@ def test_an_exported_trial_loads_as_its_run_config(study_directory: Path, tmp_pa
     assert list(content)[-1] == "provenance"
     assert content["provenance"] == {
         "study": "digits",
+        "study_directory": str(study_directory),
         "trial": "0001",
         "state": "completed",
         "selection": "target_val",
@@ -62,6 +63,17 @@ def test_an_exported_trial_loads_as_its_run_config(study_directory: Path, tmp_pa
         "repeats": 1,
         **study.provenance,
     }
+
+
+def test_an_export_names_its_study_for_good(
+    study_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(study_directory.parent)
+    study = load_study("digits")
+
+    origin = export_config(study, study.trials[0])["provenance"]
+
+    assert origin["study_directory"] == str(study_directory)
 
 
 def test_a_choice_by_id_says_so(study_directory: Path) -> None:

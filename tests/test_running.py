@@ -80,6 +80,16 @@ def test_a_run_holds_its_config_its_epochs_and_where_it_comes_from(
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
+def test_a_run_of_an_exported_config_knows_its_study() -> None:
+    exported = {"study": "digits", "study_directory": "/somewhere/studies/digits"}
+    Path("best.yaml").write_text(yaml.safe_dump({"train": {"epochs": 1}, "provenance": exported}))
+
+    assert main(["train", "best.yaml"]) == 0
+
+    provenance = yaml.safe_load(Path("runs/best/run.yaml").read_text())["provenance"]
+    assert provenance["exported"]["study_directory"] == "/somewhere/studies/digits"
+
+
 def test_names_are_taken_in_turn_and_never_twice(config_file: Path, capsys: Capture) -> None:
     assert main(["train", str(config_file)]) == 0
     assert main(["train", str(config_file)]) == 0

@@ -13,7 +13,7 @@ import torch
 from csg_ray.cli import main
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import config_to_mapping, load_config, override_config
-from csg_ray.config.reader import dump_yaml
+from csg_ray.config.reader import dump_yaml, read_yaml
 from csg_ray.config.run import RunConfig
 from csg_ray.data.splits import ArraySplit, SealedSplit
 from csg_ray.methods import build_method
@@ -272,6 +272,64 @@ def test_a_run_that_did_not_get_to_its_end_is_refused(
         evaluate_run(run)
 
     assert nothing_was_touched(run, room)
+
+
+@pytest.fixture
+def exported_run(run: Path, study: Path) -> Path:
+    """A run of a config that was exported from `study`."""
+    set_provenance(run, {"study_directory": str(study), "selected with target labels": True})
+    return run
+
+
+def set_provenance(run: Path, exported: Any) -> None:
+    content = read_yaml(run / "run.yaml")
+    content["provenance"]["exported"] = exported
+    (run / "run.yaml").write_text(dump_yaml(content))
+
+
+def set_checkpoint(run: Path) -> None:
+    config = load_config(run / "run.yaml")
+    state = {"config": config.model_dump(), "epoch": 1, "repeats": [0.5]}
+    save_checkpoint(run / "checkpoint.pt", state)
+
+
+def test_a_run_shares_the_ledger_of_its_study(
+    exported_run: Path, study: Path, quick: SimpleNamespace
+) -> None:
+    set_checkpoint(exported_run)
+    evaluate_study(study)
+
+    outcome = evaluate_run(exported_run)
+
+    ledger = lines_of(study / "test_ledger.jsonl")
+    assert outcome["earlier_openings"] == ledger[:1]
+    assert ledger[1]["reason"] == f"evaluate run {exported_run}"
+    assert not (exported_run / "test_ledger.jsonl").exists()
+    assert json.loads((exported_run / "test_results.json").read_text()) == outcome
+    assert evaluate_study(study)["earlier_openings"] == ledger
+
+
+def test_a_run_of_a_run_shares_the_ledger_too(
+    exported_run: Path, study: Path, quick: SimpleNamespace
+) -> None:
+    set_checkpoint(exported_run)
+    set_provenance(exported_run, read_yaml(exported_run / "run.yaml")["provenance"])
+
+    [pick] = evaluate_run(exported_run)["picks"]
+
+    assert pick["selected with target labels"] is True
+    assert len(lines_of(study / "test_ledger.jsonl")) == 1
+
+
+@pytest.mark.parametrize("exported", [None, "by hand", {"study_directory": "/no/longer/there"}])
+def test_a_run_without_its_study_keeps_its_own_ledger(
+    run: Path, quick: SimpleNamespace, exported: Any
+) -> None:
+    set_checkpoint(run)
+    set_provenance(run, exported)
+
+    assert evaluate_run(run)["earlier_openings"] == []
+    assert evaluate_run(run)["earlier_openings"] == lines_of(run / "test_ledger.jsonl")[:1]
 
 
 def test_a_run_without_an_epoch_is_refused(run: Path, room: SimpleNamespace) -> None:

@@ -31,6 +31,7 @@ def export_config(study: Study, trial: Trial, selection: str | None = None) -> d
     config = study.space.config_for(dict(trial.params))
     origin = {
         "study": study.name,
+        "study_directory": str(study.directory.resolve()),
         "trial": trial.id,
         "state": trial.state,
         "selection": selection or CHOSEN_BY_ID,

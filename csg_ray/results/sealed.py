@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from csg_ray.config.reader import read_yaml
 from csg_ray.config.run import RunConfig
 from csg_ray.results.export import check_writable, selected_with_target_labels
 from csg_ray.results.selection import RULES
-from csg_ray.results.study import Study, load_study
+from csg_ray.results.study import Study, is_study, load_study
 from csg_ray.training.records import CHECKPOINT_FILE, read_results, write_atomically
 
 if TYPE_CHECKING:
@@ -77,15 +77,21 @@ def evaluate_study(directory: Path) -> dict[str, Any]:
         raise UserError(f"no trial of study {directory} has completed, so there is nothing to test")
     searches_data = any(path.startswith("data.") for path in study.space.space)
     expected = None if searches_data else study.provenance.get("data_sha256")
-    return _evaluate(directory, picks, expected)
+    return _evaluate(directory, picks, expected, directory / LEDGER_FILE)
 
 
 def evaluate_run(directory: Path) -> dict[str, Any]:
-    """Measure a run's checkpoint on target_test; otherwise as `evaluate_study`."""
+    """Measure a run's checkpoint on target_test; otherwise as `evaluate_study`.
+
+    A run of an exported config writes into the ledger of its study while that is still there, so
+    that neither hides the other's look at the same split.
+    """
     config = load_config(directory / "run.yaml")
     epoch = _last_epoch(directory, config)
     provenance = read_yaml(directory / "run.yaml").get("provenance") or {}
-    exported = provenance.get("exported") or {}
+    exported = _export_behind(provenance)
+    study = exported.get("study_directory")
+    keeper = Path(study) if study and is_study(Path(study)) else directory
     pick = Pick(
         rule="run",
         trial="",
@@ -94,7 +100,15 @@ def evaluate_run(directory: Path) -> dict[str, Any]:
         epoch=epoch,
         used_target_labels=bool(exported.get("selected with target labels", False)),
     )
-    return _evaluate(directory, [pick], provenance.get("data_sha256"))
+    return _evaluate(directory, [pick], provenance.get("data_sha256"), keeper / LEDGER_FILE)
+
+
+def _export_behind(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the export wrote, also when the run was trained from another run's config."""
+    exported = provenance.get("exported")
+    if not isinstance(exported, dict):
+        return {}
+    return _export_behind(exported) if "exported" in exported else exported
 
 
 def _last_epoch(directory: Path, config: RunConfig) -> int:
@@ -135,17 +149,20 @@ def _study_picks(study: Study) -> list[Pick]:
     ]
 
 
-def _evaluate(directory: Path, picks: Sequence[Pick], data_sha256: str | None) -> dict[str, Any]:
+def _evaluate(
+    directory: Path, picks: Sequence[Pick], data_sha256: str | None, ledger: Path
+) -> dict[str, Any]:
     """Everything that can go wrong is tried before the seal is broken."""
     check_writable(directory)
+    check_writable(ledger.parent)
     states = {pick.trial: _load_state(pick) for pick in picks}
     sealed = _sealed_split(directory, picks, data_sha256)
     earlier_results = _earlier_results(directory / RESULTS_FILE)
     frozen = {"frozen_at": _now(), "picks": [pick.describe() for pick in picks]}
     write_atomically(directory / PICKS_FILE, json.dumps(frozen, indent=1))
 
-    reason = "evaluate " + ", ".join(f"{pick.rule} {pick.trial}".strip() for pick in picks)
-    split, earlier_openings = sealed.open(directory / LEDGER_FILE, reason)
+    reason = "evaluate " + ", ".join(f"{pick.rule} {pick.trial or directory}" for pick in picks)
+    split, earlier_openings = sealed.open(ledger, reason)
     measured: dict[str, dict[str, Any]] = {}
     for pick in picks:
         if pick.trial not in measured:
