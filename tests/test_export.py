@@ -76,6 +76,21 @@ def test_an_export_names_its_study_for_good(
     assert origin["study_directory"] == str(study_directory)
 
 
+def test_an_export_tells_what_changed_at_each_restore(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    changed = {"versions.torch": {"was": "2.11.0", "is": "2.15.0"}}
+    restores = [{"at": "2026-01-02T00:00:00+00:00", "more": 2, "changed": changed}]
+    study = load_study(make_study(("completed", EPOCHS), header={"restores": restores}))
+    out = tmp_path / "best.yaml"
+
+    write_config(export_config(study, study.trials[0]), out)
+
+    provenance = yaml.safe_load(out.read_text())["provenance"]
+    assert provenance["restores"] == restores
+    assert provenance["versions"]["torch"] == "2.11.0"
+
+
 def test_a_choice_by_id_says_so(study_directory: Path) -> None:
     study = load_study(study_directory)
 

@@ -40,7 +40,11 @@ def export_config(study: Study, trial: Trial, selection: str | None = None) -> d
         "seed": config.seed,
         "repeats": study.space.search.repeats,
     }
-    return config_to_mapping(config) | {"provenance": origin | dict(study.provenance)}
+    provenance = origin | dict(study.provenance)
+    if study.restores:
+        # The versions above are those of the first day; these trials may have seen others.
+        provenance["restores"] = [dict(restore) for restore in study.restores]
+    return config_to_mapping(config) | {"provenance": provenance}
 
 
 def selected_with_target_labels(study: Study, selection: str | None) -> bool:
