@@ -125,6 +125,25 @@ def test_a_second_look_says_so_and_keeps_the_first(study: Path, quick: SimpleNam
     assert third["earlier_results"] == [first, second]
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b'{"picks": [', b"\xff", b"[1]", b'{"picks": []}', b'{"earlier_results": 3}']
+)
+def test_damaged_earlier_results_leave_the_seal(
+    study: Path, quick: SimpleNamespace, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    results = study / "test_results.json"
+    results.write_bytes(content)
+
+    assert main(["evaluate", str(study)]) == 2
+
+    assert capsys.readouterr().err == (
+        f"csg-ray: {results} is damaged or was not written by csg-ray evaluate; "
+        "bring it back from a copy, or move it away\n"
+    )
+    assert quick.opened == 0
+    assert results.read_bytes() == content
+
+
 def nothing_was_touched(directory: Path, room: SimpleNamespace) -> bool:
     names = ("test_ledger.jsonl", "test_picks.json", "test_results.json")
     return room.opened == 0 and not any((directory / name).exists() for name in names)

@@ -216,7 +216,15 @@ def _earlier_results(path: Path) -> list[dict[str, Any]]:
     """Results of earlier looks, oldest first: a better second look must not hide the first."""
     if not path.is_file():
         return []
-    last = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        last = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        last = None
+    if not isinstance(last, dict) or not isinstance(last.get("earlier_results"), list):
+        raise UserError(
+            f"{path} is damaged or was not written by csg-ray evaluate; bring it back from a copy, "
+            "or move it away"
+        )
     return [*last.pop("earlier_results"), last]
 
 
