@@ -186,6 +186,57 @@ def test_export_refuses(study: Path, capsys: Capture) -> None:
     assert Path("there.yaml").read_text() == "mine"
 
 
+# what was searched for is none of the three rules
+
+
+@pytest.fixture
+def by_source_energy(make_study: MakeStudy) -> Path:
+    """Trials 0001 and 0002, of which 0001 has the lower source_val/hse and less accuracy."""
+    search = {"metric": "source_val/hse", "mode": "min"}
+    directory = make_study(PUBLISHED, WINNER, search=search).relative_to(Path.cwd())
+    for number, energy in ((1, 0.125), (2, 0.25)):
+        results = directory / "trials" / f"{number:04d}" / "result.json"
+        line = json.loads(results.read_text().splitlines()[-1]) | {"source_val/hse": energy}
+        results.write_text(json.dumps(line) + "\n")
+    return directory
+
+
+def test_best_ranks_by_the_objective(by_source_energy: Path, capsys: Capture) -> None:
+    assert main(["best", str(by_source_energy)]) == 0
+
+    out = capsys.readouterr().out
+    rows = [words for words in words_of(out) if words and words[0][:3] == "000"]
+    scores = [words[words.index("3") + 1 :][:4] for words in rows]
+    assert scores == [["0.600", "0.700", "0.950", "0.125"], ["0.712", "0.400", "0.900", "0.250"]]
+    assert "by lowest source_val/hse; the last epoch counts" in out
+    assert "selected with target labels" not in out
+    assert out.endswith("next: csg-ray export studies/digits digits.yaml\n")
+
+    assert main(["best", str(by_source_energy), "--by", "target_val", "--top", "1"]) == 0
+    assert "0002" in capsys.readouterr().out
+
+
+def test_export_takes_the_winner_of_the_objective(by_source_energy: Path, capsys: Capture) -> None:
+    assert main(["export", str(by_source_energy), "out.yaml"]) == 0
+
+    sentence = "trial 0001 of studies/digits (by lowest source_val/hse) written to out.yaml\n"
+    assert capsys.readouterr().out.startswith(sentence)
+    origin = yaml.safe_load(Path("out.yaml").read_text())["provenance"]
+    assert (origin["trial"], origin["selection"]) == ("0001", "objective")
+    assert origin["objective"] == "lowest source_val/hse"
+    assert origin["selected with target labels"] is False
+
+
+def test_a_search_ends_with_the_winner_of_its_objective(
+    scale: SimpleNamespace, by_source_energy: Path, capsys: Capture
+) -> None:
+    assert main(["restore", str(by_source_energy)]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert "Best trial: 0001 of studies/digits (by lowest source_val/hse)" in lines
+    assert "  source_val/hse: 0.125" in lines
+
+
 # search, restore, check: the room that needs Ray is replaced
 
 

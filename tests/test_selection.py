@@ -15,6 +15,7 @@ from csg_ray.results.selection import (
     final_value,
     find_rule,
     needs_target_labels,
+    objective_rule,
     rank,
     spearman,
 )
@@ -81,6 +82,15 @@ def test_equal_values_go_to_the_lower_id_whatever_the_direction_and_order() -> N
 
 def test_not_diverged_is_not_diverged() -> None:
     assert final_value(Record("1", "completed", {ACCURACY: 1, "diverged": 0.0}), ACCURACY) == 1.0
+
+
+def test_an_objective_is_a_named_rule_where_it_ranks_as_one() -> None:
+    assert objective_rule(ENERGY, "min") is RULES["hse"]
+    other = objective_rule(ENERGY, "max")
+    assert (other.name, other.metric, other.mode) == ("objective", ENERGY, "max")
+    assert other.meaning == "highest target_val/hse"
+    assert objective_rule("target_val/accuracy", "min").uses_target_labels is True
+    assert objective_rule("source_val/accuracy", "min").meaning == "lowest source_val/accuracy"
 
 
 def test_rules_by_name() -> None:

@@ -87,7 +87,10 @@ def test_no_completed_trial_no_winner(make_study: MakeStudy) -> None:
         ("target_val/mean_class_accuracy", "max", "target_val"),
         ("source_val/mean_class_accuracy", "max", "source_val"),
         ("target_val/hse", "min", "hse"),
-        ("target_val/accuracy", "max", "target_val"),
+        ("target_val/accuracy", "max", "objective"),
+        ("target_val/hse_power1", "min", "objective"),
+        ("target_val/hse", "max", "objective"),
+        ("source_val/hse", "min", "objective"),
     ],
 )
 def test_the_default_rule_ranks_by_what_was_searched_for(
@@ -96,6 +99,27 @@ def test_the_default_rule_ranks_by_what_was_searched_for(
     study = load_study(make_study(search={"metric": metric, "mode": mode}))
 
     assert study.default_rule == rule
+    assert (study.rule(rule).metric, study.rule(rule).mode) == (metric, mode)
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_objective_ranks_in_its_own_direction(make_study: MakeStudy, mode: str) -> None:
+    search = {"metric": "source_val/hse", "mode": mode}
+    directory = make_study(("completed", PUBLISHED), ("completed", WINNER), search=search)
+    for number, energy in ((1, 0.25), (2, 0.125)):
+        results = directory / "trials" / f"{number:04d}" / "result.json"
+        line = json.loads(results.read_text().splitlines()[-1]) | {"source_val/hse": energy}
+        results.write_text(json.dumps(line) + "\n")
+    study = load_study(directory)
+
+    winner = study.best_trial("objective")
+
+    assert winner is not None
+    assert winner.id == {"max": "0001", "min": "0002"}[mode]
+    assert study.rule("objective").uses_target_labels is False
+    default = study.best_trial()
+    assert default is not None
+    assert default.id == "0002"
 
 
 def test_energy_against_accuracy_over_completed_trials(make_study: MakeStudy) -> None:

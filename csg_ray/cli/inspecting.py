@@ -16,7 +16,7 @@ from csg_ray.results.export import (
     selected_with_target_labels,
     write_config,
 )
-from csg_ray.results.selection import RULES
+from csg_ray.results.selection import OBJECTIVE, Rule
 from csg_ray.results.study import ACCURACY, ENERGY, Study, Trial, load_study
 
 SOURCE_ACCURACY = "source_val/mean_class_accuracy"
@@ -25,8 +25,8 @@ SOURCE_ACCURACY = "source_val/mean_class_accuracy"
 def show_best(directory: Path, top: int, by: str | None) -> None:
     """Print the best trials by a rule, with the settings that were searched."""
     study = load_study(directory)
-    rule = by or study.default_rule
-    trials = study.top(top, rule)
+    rule = study.rule(by or OBJECTIVE)
+    trials = study.top(top, rule.name)
     if not trials:
         fail(no_winner(study))
     # Rich costs a tenth of a second, and only a table needs it.
@@ -37,21 +37,24 @@ def show_best(directory: Path, top: int, by: str | None) -> None:
     if not console.is_terminal:
         console.width = 240
     console.print(_best_table(study, trials, rule))
-    if selected_with_target_labels(study, rule):
+    if selected_with_target_labels(study, rule.name):
         print(STAMP)
     print_agreement(study)
-    print(f"next: {command('export', directory, directory.name + '.yaml', '--by', rule)}")
+    choice = [] if rule.name == OBJECTIVE else ["--by", rule.name]
+    print(f"next: {command('export', directory, directory.name + '.yaml', *choice)}")
 
 
-def _best_table(study: Study, trials: list[Trial], rule: str) -> Any:
+def _best_table(study: Study, trials: list[Trial], rule: Rule) -> Any:
     from rich.table import Table
 
     done = sum(trial.state == "completed" for trial in study.trials)
     table = Table(
         title=f"study {study.name}: {len(study.trials)} trials, {done} completed",
-        caption=f"by {RULES[rule].meaning}; the last epoch counts",
+        caption=f"by {rule.meaning}; the last epoch counts",
     )
-    for header in ("trial", "state", "epoch", "accuracy", "HSE", "source acc."):
+    columns = {ACCURACY: "accuracy", ENERGY: "HSE", SOURCE_ACCURACY: "source acc."}
+    columns.setdefault(rule.metric, rule.metric)
+    for header in ("trial", "state", "epoch", *columns.values()):
         table.add_column(header, justify="left" if header in ("trial", "state") else "right")
     paths = list(study.space.space) + [
         path
@@ -62,7 +65,7 @@ def _best_table(study: Study, trials: list[Trial], rule: str) -> Any:
         table.add_column(path.rpartition(".")[2], justify="right", overflow="fold")
     for trial in trials:
         warm = f"{trial.id} (warm start)" if trial.origin == "warm start" else trial.id
-        scores = (describe_metric(trial.last, key) for key in (ACCURACY, ENERGY, SOURCE_ACCURACY))
+        scores = (describe_metric(trial.last, key) for key in columns)
         settings = (describe_value(trial.params.get(path)) for path in paths)
         table.add_row(warm, trial.state, str(trial.epoch), *scores, *settings)
     return table
@@ -80,7 +83,7 @@ def export_trial(directory: Path, out: Path, trial_id: str | None, by: str | Non
     check_new_file(out)
     write_config(export_config(study, trial, rule), out)
     stamp = f", {STAMP}" if selected_with_target_labels(study, rule) else ""
-    chosen = f"by {RULES[rule].meaning}" if rule else "chosen by id"
+    chosen = f"by {study.rule(rule).meaning}" if rule else "chosen by id"
     print(f"trial {trial.id} of {directory} ({chosen}{stamp}) written to {out}")
     print(f"next: {command('train', out)}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from csg_ray.cli.board import describe_metric, describe_reason, describe_value
 from csg_ray.cli.guard import command, fail
 from csg_ray.results.export import first_free, selected_with_target_labels
-from csg_ray.results.selection import RULES, final_value
+from csg_ray.results.selection import OBJECTIVE, final_value
 from csg_ray.results.study import ACCURACY, ENERGY, Study, Trial
 
 STAMP = "selected with target labels"
@@ -16,14 +16,16 @@ ERROR_FILE = "error.txt"
 
 def summarise(study: Study) -> None:
     """Print the end of a search."""
-    rule = study.default_rule
-    best = study.best_trial(rule)
+    rule = study.rule(OBJECTIVE)
+    best = study.best_trial(rule.name)
     if best is None:
         fail(no_winner(study))
-    stamp = f", {STAMP}" if selected_with_target_labels(study, rule) else ""
+    stamp = f", {STAMP}" if selected_with_target_labels(study, rule.name) else ""
     print()
-    print(f"Best trial: {best.id} of {study.directory} (by {RULES[rule].meaning}{stamp})")
+    print(f"Best trial: {best.id} of {study.directory} (by {rule.meaning}{stamp})")
     print(f"  {describe_scores(best)}")
+    if rule.name == OBJECTIVE:
+        print(f"  {rule.metric}: {describe_metric(best.last, rule.metric)}")
     for path, value in best.params.items():
         print(f"  {path}: {describe_value(value)}")
     print(compare_with_published(study, best))

@@ -10,7 +10,7 @@ from typing import Any
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import config_to_mapping
 from csg_ray.config.reader import dump_yaml
-from csg_ray.results.selection import RULES, needs_target_labels
+from csg_ray.results.selection import OBJECTIVE, needs_target_labels
 from csg_ray.results.study import Study, Trial
 from csg_ray.training.records import write_atomically
 
@@ -41,6 +41,8 @@ def export_config(study: Study, trial: Trial, selection: str | None = None) -> d
         "repeats": study.space.search.repeats,
     }
     provenance = origin | dict(study.provenance)
+    if selection == OBJECTIVE:
+        provenance["objective"] = study.rule(OBJECTIVE).meaning
     if study.restores:
         # The versions above are those of the first day; these trials may have seen others.
         provenance["restores"] = [dict(restore) for restore in study.restores]
@@ -52,7 +54,7 @@ def selected_with_target_labels(study: Study, selection: str | None) -> bool:
 
     A pick by id counts as one: whoever made it could read the accuracies on target_val.
     """
-    if selection is None or RULES[selection].uses_target_labels:
+    if selection is None or study.rule(selection).uses_target_labels:
         return True
     search = study.space.search
     steered = search.sampler in ("tpe", "nsga2") or search.scheduler == "asha"

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from csg_ray.config.errors import UserError, nearest
 
+OBJECTIVE = "objective"
 _NORMAL_QUANTILE = 1.959963984540054  # 97.5 %
 
 
@@ -79,6 +80,15 @@ def find_rule(name: str) -> Rule:
     if name not in RULES:
         raise UserError(f"no selection rule '{name}': {nearest(name, RULES)}")
     return RULES[name]
+
+
+def objective_rule(metric: str, mode: Literal["max", "min"]) -> Rule:
+    """The rule that ranks as a search does: a named one if one does, else `objective`."""
+    for rule in RULES.values():
+        if (rule.metric, rule.mode) == (metric, mode):
+            return rule
+    extreme = "highest" if mode == "max" else "lowest"
+    return Rule(OBJECTIVE, metric, mode, needs_target_labels(metric), f"{extreme} {metric}")
 
 
 def needs_target_labels(metric: str) -> bool:

@@ -11,7 +11,16 @@ from typing import Any
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.reader import read_yaml
-from csg_ray.results.selection import RULES, Spearman, final_value, find_rule, rank, spearman
+from csg_ray.results.selection import (
+    OBJECTIVE,
+    Rule,
+    Spearman,
+    final_value,
+    find_rule,
+    objective_rule,
+    rank,
+    spearman,
+)
 from csg_ray.search_space import SearchSpace, parse_search_space
 from csg_ray.training.records import CHECKPOINT_FILE, read_results
 
@@ -81,9 +90,19 @@ class Study:
 
     @property
     def default_rule(self) -> str:
-        """The selection rule that ranks by what the study searched for; else target_val."""
-        metric = self.space.objectives[0].metric
-        return next((rule.name for rule in RULES.values() if rule.metric == metric), "target_val")
+        """The name of the rule that ranks by what the study searched for first of all."""
+        return self.rule(OBJECTIVE).name
+
+    def rule(self, name: str) -> Rule:
+        """A selection rule: one of `RULES`, or `objective`, the study's own.
+
+        Raises:
+            UserError: there is no such rule.
+        """
+        if name != OBJECTIVE:
+            return find_rule(name)
+        first = self.space.objectives[0]
+        return objective_rule(first.metric, first.mode)
 
     def trial(self, trial_id: str) -> Trial:
         """The trial called `trial_id`; leading zeros may be left out.
@@ -99,14 +118,15 @@ class Study:
 
     def top(self, k: int, selection: str = "target_val") -> list[Trial]:
         """The best `k` completed trials by a selection rule, best first."""
-        rule = find_rule(selection)
+        rule = self.rule(selection)
         return rank(self.trials, rule.metric, rule.mode)[:k]
 
     def best_trial(self, selection: str = "target_val") -> Trial | None:
         """The winner by a selection rule, at the last epoch of the full budget.
 
         Args:
-            selection: target_val (accuracy), source_val (accuracy), hse (of target_val).
+            selection: target_val (accuracy), source_val (accuracy), hse (of target_val), or
+                objective (what the study searched for).
 
         Returns:
             None when no trial has completed.
