@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,10 @@ from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig, VanillaConfig
 from csg_ray.config.run import DataConfig, ModelConfig, RunConfig, TrainConfig
 from csg_ray.data.load import load_splits
+from csg_ray.data.loader import Batch
 from csg_ray.data.splits import ArraySplit, DomainSplits
+from csg_ray.methods.base import StepOutput
+from csg_ray.methods.csg import CSG
 from csg_ray.methods.vanilla import Vanilla
 from csg_ray.metrics import HSE_WORST
 from csg_ray.seeding import sub_seed
@@ -36,18 +41,18 @@ SPLIT_METRICS = (
 )
 
 
+def _small_splits(config: DataConfig) -> DomainSplits:
+    """The digits with 40 target images."""
+    splits = load_splits(config)
+    target = splits.target_val
+    assert isinstance(target, ArraySplit)
+    few = ArraySplit(target.name, target.images[:40], target.labels[:40], target.class_names)
+    return replace(splits, target_val=few)
+
+
 @pytest.fixture(autouse=True)
 def small_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The digits with 40 target images."""
-
-    def load(config: DataConfig) -> DomainSplits:
-        splits = load_splits(config)
-        target = splits.target_val
-        assert isinstance(target, ArraySplit)
-        few = ArraySplit(target.name, target.images[:40], target.labels[:40], target.class_names)
-        return replace(splits, target_val=few)
-
-    monkeypatch.setattr(loop, "load_splits", load)
+    monkeypatch.setattr(loop, "load_splits", _small_splits)
 
 
 def _config(train: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
@@ -66,10 +71,15 @@ def _collect(config: RunConfig, folder: Path | None = None, **options: Any) -> l
         if folder is not None:
             save(folder / f"{metrics['epoch']}.pt")
         # A listener may draw random numbers; the training must not notice.
-        torch.rand(3)
+        _draw()
 
     fit(config, on_epoch_end, **options)
     return reports
+
+
+def _draw() -> float:
+    """The product of one draw from each global generator."""
+    return float(torch.rand(())) * random.random() * float(np.random.random())  # noqa: NPY002
 
 
 def _timeless(metrics: Metrics) -> Metrics:
@@ -95,13 +105,22 @@ def _assert_equal(one: Any, other: Any) -> None:
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("repeats", [1, 2])
-def test_two_epochs_are_one_and_a_restart_and_one(tmp_path: Path, repeats: int) -> None:
+def test_two_epochs_are_one_and_a_restart_and_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeats: int
+) -> None:
+    own_loss = CSG.training_loss
+
+    def random_loss(method: CSG, batch: Batch) -> StepOutput:
+        output = own_loss(method, batch)
+        return StepOutput(output.loss * (1 + _draw()), output.logs)
+
+    monkeypatch.setattr(CSG, "training_loss", random_loss)
     straight, restarted = tmp_path / "straight", tmp_path / "restarted"
     straight.mkdir()
     restarted.mkdir()
-    config = _config()
+    # An epoch's 96 keys leave the queue's pointer in its middle.
+    config = _config(method=CSGConfig(queue_size=40))
     reports = _collect(config, straight, repeats=repeats)
-    torch.manual_seed(12345)
     again = _collect(config, restarted, repeats=repeats, resume_from=straight / "1.pt")
     assert [report["epoch"] for report in reports] == [1, 2]
     assert [report["epoch"] for report in again] == [2]
@@ -110,6 +129,43 @@ def test_two_epochs_are_one_and_a_restart_and_one(tmp_path: Path, repeats: int) 
     # The comparison can fail: an epoch changes weights, momentum, queue and counters.
     with pytest.raises(AssertionError):
         _assert_equal(load_checkpoint(straight / "1.pt"), load_checkpoint(straight / "2.pt"))
+
+
+def test_every_step_has_its_rate_and_fills_the_queue_and_every_epoch_its_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own_loss = CSG.training_loss
+    order: list[int] = []
+
+    def watched_loss(method: CSG, batch: Batch) -> StepOutput:
+        order.extend(batch.indices.tolist())
+        return own_loss(method, batch)
+
+    monkeypatch.setattr(CSG, "training_loss", watched_loss)
+    train = {"learning_rate": 0.01, "backbone_lr_mult": 0.5, "warmup_steps": 4, "decay_power": 0.9}
+    config = _config(train, method=CSGConfig(queue_size=150, ema_momentum=0.9))
+    training = Training(config, _small_splits(config.data), torch.device("cpu"))
+    method = training.method
+    assert isinstance(method, CSG)
+    start = method.ema_projection_heads.get_parameter("4.0.weight").clone()
+
+    # Steps finished before the last one of each epoch: 2 and 5 of 6.
+    scales = {1: (0.01 + 0.99 * (2 / 4) ** 2) * (1 - 2 / 6) ** 0.9, 2: (1 - 5 / 6) ** 0.9}
+    for epoch, scale in scales.items():
+        training.run_epoch(epoch)
+        rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
+        for name in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4"):
+            assert rates.pop(name) == pytest.approx(0.01 * 0.5 * scale)
+        assert rates == pytest.approx({"head": 0.01 * scale, "projection_heads": 0.01 * scale})
+        for queue in method.queues.values():
+            assert queue.num_filled == min(150, 96 * epoch)
+
+    averaged = method.ema_projection_heads.get_parameter("4.0.weight")
+    assert not averaged.equal(start)
+    assert not averaged.equal(method.projection_heads.get_parameter("4.0.weight"))
+    first, second = order[:96], order[96:]
+    assert sorted(first) == sorted(second) == list(range(96))
+    assert first != second
 
 
 def test_reports_have_the_promised_keys() -> None:
