@@ -29,7 +29,7 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every global generator, in types that `weights_only` loading accepts."""
+    """The state of the global generators, in types that `weights_only` loading accepts."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     state: dict[str, Any] = {
@@ -38,24 +38,29 @@ def rng_state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        # The current device's alone: a resume may find more devices, or fewer.
+        state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put every global generator back to what `rng_state` returned."""
+    """Put the global generators back to what `rng_state` returned."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 @contextmanager
 def seeded(seed: int, name: str) -> Iterator[None]:
     """Draw from torch's CPU generator with a seed of its own; it is put back afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(sub_seed(seed, name))
+    before = torch.get_rng_state()
+    # Not torch.manual_seed, which would seed the CUDA generators as well.
+    torch.default_generator.manual_seed(sub_seed(seed, name))
+    try:
         yield
+    finally:
+        torch.set_rng_state(before)
