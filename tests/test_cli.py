@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -466,6 +467,63 @@ def test_no_permission_is_one_sentence(capsys: Capture, monkeypatch: pytest.Monk
     monkeypatch.setattr("csg_ray.cli.inspecting.load_study", refuse)
     assert refusal(capsys, "best", "there") == (
         "no permission to write or read (there); change its permissions or choose another place"
+    )
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "reason"),
+    [
+        (["best", LONG], LONG, "file name too long"),
+        (["evaluate", LONG], f"{LONG}/run.yaml", "file name too long"),
+        (["restore", LONG], f"{LONG}/run.yaml", "file name too long"),
+        (["export", "STUDY", LONG], LONG, "file name too long"),
+        (["search", "space.yaml", "--study", LONG], LONG, "file name too long"),
+        (["search", "space.yaml", "--study", "loop/a"], None, None),
+        (["search", "loop"], None, None),
+        (["export", "STUDY", "loop/a.yaml"], None, None),
+        (["best", "space.yaml/a"], None, None),
+        (["search", "space.yaml", "--study", "space.yaml/a"], None, None),
+        (["search", "STUDY"], None, None),
+        (["train", "STUDY"], None, None),
+    ],
+)
+def test_impossible_names_are_one_sentence(
+    scale: SimpleNamespace,
+    space_file: Path,
+    make_study: MakeStudy,
+    capsys: Capture,
+    words: list[str],
+    path: str | None,
+    reason: str | None,
+) -> None:
+    directory = str(make_study(WINNER).relative_to(Path.cwd()))
+    Path("loop").symlink_to("loop")
+
+    sentence = refusal(capsys, *(directory if word == "STUDY" else word for word in words))
+
+    if path is not None:
+        assert sentence.startswith(f"{path} cannot be used: ")
+    if reason is not None:
+        assert f"cannot be used: {reason}; choose another name or place" in sentence
+    assert scale.ran == []
+
+
+@pytest.mark.parametrize("number", ["ENOTDIR", "EISDIR", "EEXIST"])
+def test_names_that_stand_in_the_way_are_one_sentence(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, number: str
+) -> None:
+    code = getattr(errno, number)
+
+    def refuse(path: Path) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr("csg_ray.cli.inspecting.load_study", refuse)
+    reason = os.strerror(code).lower()
+    assert refusal(capsys, "best", "there") == (
+        f"there cannot be used: {reason}; choose another name or place"
     )
 
 

@@ -166,6 +166,14 @@ def test_a_directory_below_a_file_is_refused(tmp_path: Path) -> None:
         check_new_directory(tmp_path / "file" / "digits")
 
 
+@pytest.mark.parametrize("target", ["nowhere", "link"])
+def test_a_directory_below_a_broken_link_is_refused(tmp_path: Path, target: str) -> None:
+    (tmp_path / "link").symlink_to(target)
+
+    with pytest.raises(UserError, match=r"cannot be made: .*link is a link to nowhere$"):
+        check_new_directory(tmp_path / "link" / "digits")
+
+
 def test_the_first_free_name(tmp_path: Path) -> None:
     assert first_free(tmp_path / "a.b") == tmp_path / "a.b"
     for name in ("a.b", "a.b-2", "out.yaml"):

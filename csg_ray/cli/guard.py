@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import shutil
 import sys
@@ -20,6 +21,7 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+_BAD_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 class GuardedGroup(TyperGroup):
@@ -32,7 +34,7 @@ class GuardedGroup(TyperGroup):
         except UserError as error:
             fail(str(error))
         except OSError as error:
-            if error.errno not in _NO_SPACE + _NO_PERMISSION:
+            if error.errno not in _NO_SPACE + _NO_PERMISSION + _BAD_NAME:
                 raise
             fail(_describe(error))
         except KeyboardInterrupt:
@@ -85,6 +87,9 @@ def _shown(path: Path) -> str:
 
 
 def _describe(error: OSError) -> str:
+    if error.errno in _BAD_NAME:
+        reason = os.strerror(error.errno).lower()
+        return f"{error.filename} cannot be used: {reason}; choose another name or place"
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in _NO_SPACE:
         return f"no space left on the disk{where}; free some and run the command again"

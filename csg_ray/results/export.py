@@ -92,9 +92,11 @@ def first_free(path: Path) -> Path:
 
 def check_new_directory(path: Path) -> None:
     """Refuse a directory that could not be made, before any work is done."""
-    above = next(folder for folder in path.absolute().parents if folder.exists())
+    parents = path.absolute().parents
+    above = next(folder for folder in parents if folder.exists() or folder.is_symlink())
     if not above.is_dir():
-        raise UserError(f"{path} cannot be made: {above} is a file")
+        what = "a file" if above.exists() else "a link to nowhere"
+        raise UserError(f"{path} cannot be made: {above} is {what}")
     check_writable(above)
 
 
