@@ -324,6 +324,62 @@ def test_a_second_search_takes_the_next_free_name(scale: SimpleNamespace, space_
     assert main(["search", str(space_file)]) == 2
 
 
+def lose_name(times: int) -> Callable[..., None]:
+    """A `run_study` that finds its first directories taken by other searches meanwhile."""
+    real = sys.modules["csg_ray.scale.tuner"].run_study
+    left = [times]
+
+    def run_study(space: SearchSpace, directory: Path, progress: Progress, verbose: bool) -> None:
+        if left[0]:
+            left[0] -= 1
+            directory.mkdir(parents=True)
+            raise FileExistsError(errno.EEXIST, "it exists", str(directory))
+        real(space, directory, progress, verbose)
+
+    return run_study
+
+
+def test_a_search_that_loses_its_name_to_another_takes_the_next(
+    scale: SimpleNamespace, space_file: Path, capsys: Capture
+) -> None:
+    sys.modules["csg_ray.scale.tuner"].run_study = lose_name(times=2)  # type: ignore[attr-defined]
+
+    assert main(["search", str(space_file), "--set", "study=other"]) == 0
+
+    assert [directory for _, directory, _ in scale.ran] == [Path("studies/other-3")]
+    assert "Best trial: 0003 of studies/other-3" in capsys.readouterr().out
+
+
+def test_a_search_that_loses_the_name_it_was_given_is_refused(
+    scale: SimpleNamespace, space_file: Path, capsys: Capture
+) -> None:
+    sys.modules["csg_ray.scale.tuner"].run_study = lose_name(times=1)  # type: ignore[attr-defined]
+
+    assert main(["search", str(space_file), "--study", "mine"]) == 2
+
+    assert capsys.readouterr().err == (
+        "csg-ray: mine exists; continue it with 'csg-ray restore mine', "
+        "or choose another name with --study\n"
+    )
+    assert scale.ran == []
+
+
+def test_a_file_in_the_way_inside_a_study_starts_no_second_one(
+    scale: SimpleNamespace, space_file: Path, capsys: Capture
+) -> None:
+    def stumble() -> None:
+        raise FileExistsError(errno.EEXIST, "File exists", "studies/digits/trials")
+
+    scale.ending = stumble
+
+    assert main(["search", str(space_file)]) == 2
+
+    assert capsys.readouterr().err == (
+        "csg-ray: studies/digits/trials cannot be used: file exists; choose another name or place\n"
+    )
+    assert len(scale.ran) == 1
+
+
 def test_search_refuses_an_existing_study(
     scale: SimpleNamespace, space_file: Path, capsys: Capture
 ) -> None:

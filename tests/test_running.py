@@ -13,6 +13,9 @@ import yaml
 from csg_ray.cli import main
 from csg_ray.config.load import load_config
 from csg_ray.config.run import RunConfig
+from csg_ray.data import load as data_load
+from csg_ray.results.export import first_free
+from csg_ray.training import loop as training_loop
 from csg_ray.training.checkpoint import load_checkpoint, save_checkpoint
 
 Capture = pytest.CaptureFixture[str]
@@ -39,9 +42,9 @@ def loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
             if metrics["diverged"]:
                 return
 
-    monkeypatch.setattr("csg_ray.training.loop.fit", fit)
+    monkeypatch.setattr(training_loop, "fit", fit)
     monkeypatch.setattr(
-        "csg_ray.data.load.load_splits", lambda data: SimpleNamespace(fingerprint=state.data)
+        data_load, "load_splits", lambda data: SimpleNamespace(fingerprint=state.data)
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["csg-ray"])
@@ -101,6 +104,46 @@ def test_names_are_taken_in_turn_and_never_twice(config_file: Path, capsys: Capt
         "csg-ray: runs/quick exists; continue it with 'csg-ray restore runs/quick', "
         "or choose another name with --out\n"
     )
+
+
+def test_a_run_that_loses_its_name_to_another(
+    config_file: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_splits(data: object) -> SimpleNamespace:
+        # Loading takes seconds, in which another command may take the name.
+        for name in ("runs/quick", "mine"):
+            Path(name).mkdir(parents=True, exist_ok=True)
+        return SimpleNamespace(fingerprint="aa")
+
+    monkeypatch.setattr(data_load, "load_splits", load_splits)
+
+    assert main(["train", str(config_file)]) == 0
+    assert Path("runs/quick-2/run.yaml").is_file()
+    Path("mine").rmdir()
+    capsys.readouterr()
+
+    assert main(["train", str(config_file), "--out", "mine"]) == 2
+    assert capsys.readouterr().err == (
+        "csg-ray: mine exists; continue it with 'csg-ray restore mine', "
+        "or choose another name with --out\n"
+    )
+    assert not list(Path("mine").iterdir()) + list(Path("runs/quick").iterdir())
+
+
+def test_two_runs_that_ask_for_a_name_at_once_get_two(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken_as_soon_as_it_is_seen(path: Path) -> Path:
+        free = first_free(path)
+        if free.name != "quick-3":
+            free.mkdir(parents=True)
+        return free
+
+    monkeypatch.setattr("csg_ray.cli.running.first_free", taken_as_soon_as_it_is_seen)
+
+    assert main(["train", str(config_file)]) == 0
+
+    assert Path("runs/quick-3/run.yaml").is_file()
 
 
 def test_an_interrupted_run_goes_on_where_it_was(

@@ -27,20 +27,36 @@ def start_run(config_file: Path, out: Path | None, verbose: bool) -> None:
     """Train a run config in a new directory."""
     config = load_config(config_file)
     exported = read_yaml(config_file).get("provenance")
-    directory = out or first_free(Path("runs") / config_file.stem)
-    if directory.exists():
-        raise UserError(
-            f"{directory} exists; continue it with '{command('restore', directory)}', "
-            "or choose another name with --out"
-        )
-    check_new_directory(directory)
+    wanted = out or Path("runs") / config_file.stem
+    if wanted == out and wanted.exists():
+        raise _taken(wanted)
+    check_new_directory(wanted)
     provenance = _provenance(config) | {"config": str(config_file)}
     if exported:
         provenance["exported"] = exported
+    directory = _make_directory(wanted, given=out is not None)
     with continued_by(directory, RUN_FILE):
-        directory.mkdir(parents=True)
         write_config(config_to_mapping(config) | {"provenance": provenance}, directory / RUN_FILE)
         _train(config, directory, verbose)
+
+
+def _make_directory(wanted: Path, given: bool) -> Path:
+    """Make the run's directory; a default name that is taken by now gives way to the next one."""
+    directory = wanted if given else first_free(wanted)
+    try:
+        directory.mkdir(parents=True)
+    except FileExistsError:
+        if given:
+            raise _taken(directory) from None
+        return _make_directory(wanted, given)
+    return directory
+
+
+def _taken(directory: Path) -> UserError:
+    return UserError(
+        f"{directory} exists; continue it with '{command('restore', directory)}', "
+        "or choose another name with --out"
+    )
 
 
 def continue_run(directory: Path, more: int, verbose: bool) -> None:

@@ -20,19 +20,38 @@ def run_search(
 ) -> None:
     """Search in a new directory, then sum up."""
     space = _load(space_file, trials, settings)
-    directory = study or first_free(Path("studies") / space.study)
+    default = Path("studies") / space.study
+    directory = study or first_free(default)
     if directory.exists():
-        raise UserError(
-            f"{directory} exists; continue it with '{command('restore', directory)}', "
-            "or choose another name with --study"
-        )
+        raise _taken(directory)
     check_new_directory(directory)
     print("checking data and weights, then starting Ray ...", flush=True)
+    while not _search_in(directory, space, verbose):
+        if study is not None:
+            raise _taken(directory)
+        directory = first_free(default)
+    summarise(load_study(directory))
+
+
+def _search_in(directory: Path, space: SearchSpace, verbose: bool) -> bool:
+    """Search in a new directory; False when another search has made it since it was chosen."""
     from csg_ray.scale.tuner import run_study
 
-    with continued_by(directory, "study.yaml"):
-        run_study(space, directory, watch_search(verbose), verbose)
-    summarise(load_study(directory))
+    try:
+        with continued_by(directory, "study.yaml"):
+            run_study(space, directory, watch_search(verbose), verbose)
+    except FileExistsError as error:
+        if error.filename != str(directory) or not directory.exists():
+            raise
+        return False
+    return True
+
+
+def _taken(directory: Path) -> UserError:
+    return UserError(
+        f"{directory} exists; continue it with '{command('restore', directory)}', "
+        "or choose another name with --study"
+    )
 
 
 def continue_study(directory: Path, more: int, verbose: bool) -> None:
