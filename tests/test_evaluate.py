@@ -7,12 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from csg_ray.config.methods import VanillaConfig
-from csg_ray.config.run import EvaluationConfig, RunConfig
+from csg_ray.config.methods import CSGConfig, VanillaConfig
+from csg_ray.config.run import DataConfig, EvaluationConfig, ModelConfig, RunConfig
+from csg_ray.data.load import load_splits
 from csg_ray.data.splits import ArraySplit
+from csg_ray.methods import build_method
+from csg_ray.methods.csg import CSG
 from csg_ray.methods.vanilla import Vanilla
 from csg_ray.metrics import HSE_WORST
-from csg_ray.training.evaluate import evaluate_split, measure_split, worst_metrics
+from csg_ray.training.evaluate import evaluate_split, load_trained, measure_split, worst_metrics
 
 CPU = torch.device("cpu")
 
@@ -110,6 +113,31 @@ def test_energy_of_a_large_split_uses_the_same_subsample_every_time() -> None:
     assert energies.pairs + energies.duplicates == 4 * 3 // 2
     assert int(evaluation.confusion.counts.sum()) == 30
     assert measure_split(_stub(config), split, config, CPU).energies == energies
+
+
+def test_every_repeat_is_loaded_with_the_reference_of_its_own_seed() -> None:
+    config = RunConfig(
+        data=DataConfig(num_train=96, num_val=20),
+        method=CSGConfig(projection_dim=2),
+        model=ModelConfig(weights="none", head="linear"),
+    )
+    splits = load_splits(config.data)
+    trained = [build_method(config.model_copy(update={"seed": seed}), 10, 3) for seed in (5, 6)]
+    for method in trained:
+        with torch.no_grad():
+            method.head.get_parameter("bias").fill_(method.config.seed)
+    state = {
+        "repeats": [{"seed": each.config.seed, "method": each.state_dict()} for each in trained]
+    }
+    loaded = load_trained(config, splits, state, CPU)
+    for one, other in zip(loaded, trained, strict=True):
+        assert isinstance(one, CSG)
+        assert isinstance(other, CSG)
+        assert one.head.get_parameter("bias").equal(other.head.get_parameter("bias"))
+        weight, expected = (
+            method.reference_encoder.get_parameter("conv1.weight") for method in (one, other)
+        )
+        assert weight.equal(expected)
 
 
 def test_the_mode_is_put_back() -> None:

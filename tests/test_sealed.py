@@ -48,6 +48,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     splits = SimpleNamespace(
         source_train=digit_like("source_train", 64),
+        class_names=test.class_names,
         target_test=SealedSplit("target_test", test.fingerprint, load),
     )
 
@@ -63,10 +64,14 @@ def room(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def quick(room: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """As `room`, with a number from the checkpoint in the place of a measurement."""
 
-    def measure(config: RunConfig, state: dict[str, Any], split: ArraySplit) -> dict[str, Any]:
-        room.measured.append(state["repeats"][0])
-        return {"mean_class_accuracy": state["repeats"][0], "hse": 0.5}
+    def load(config: RunConfig, splits: Any, state: dict[str, Any], device: Any) -> list[float]:
+        return list(state["repeats"])
 
+    def measure(config: RunConfig, methods: list[float], split: ArraySplit) -> dict[str, Any]:
+        room.measured.append(methods[0])
+        return {"mean_class_accuracy": methods[0], "hse": 0.5}
+
+    monkeypatch.setattr("csg_ray.training.evaluate.load_trained", load)
     monkeypatch.setattr(sealed, "_measure", measure)
     return room
 
@@ -228,9 +233,12 @@ def test_the_command_prints_a_table_and_who_looked_before(
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run of two repeats with real weights, as `csg-ray train` would leave it."""
-    directory = tmp_path / "run"
+    return write_run(tmp_path / "run", {"method.name": "vanilla"})
+
+
+def write_run(directory: Path, settings: dict[str, Any]) -> Path:
     directory.mkdir()
-    config = override_config(RunConfig(), {"train.epochs": 1, "method.name": "vanilla"})
+    config = override_config(RunConfig(), {"train.epochs": 1, **settings})
     provenance = {"data_sha256": "bb", "exported": {"selected with target labels": True}}
     text = dump_yaml(config_to_mapping(config) | {"provenance": provenance})
     (directory / "run.yaml").write_text(text)
@@ -270,6 +278,31 @@ def test_a_run_is_measured_with_the_weights_of_every_repeat(
         assert pick["metrics"][name] == pytest.approx(np.mean(values), rel=1e-5)
     energies = [each["hse"] for each in expected]
     assert pick["metrics"]["hse_std"] == pytest.approx(np.std(energies, ddof=1), abs=1e-6)
+
+
+@pytest.mark.timeout(60)
+def test_random_reference_weights_are_those_of_each_repeat(
+    tmp_path: Path, room: SimpleNamespace
+) -> None:
+    settings = {"method.name": "csg", "method.projection_dim": 2, "model.weights": "none"}
+    run = write_run(tmp_path / "run", settings)
+
+    [pick] = evaluate_run(run)["picks"]
+
+    assert pick["metrics"]["hse_std"] > 0
+
+
+def test_weights_that_do_not_fit_leave_the_seal(tmp_path: Path, room: SimpleNamespace) -> None:
+    settings = {"method.name": "csg", "method.projection_dim": 2, "model.weights": "none"}
+    run = write_run(tmp_path / "run", settings)
+    state = torch.load(run / "checkpoint.pt", weights_only=True)  # noqa: TID251 - to spoil it
+    state["repeats"][1]["seed"] = 3
+    save_checkpoint(run / "checkpoint.pt", state)
+
+    with pytest.raises(UserError, match="trained against other reference weights"):
+        evaluate_run(run)
+
+    assert nothing_was_touched(run, room)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from csg_ray.training.records import CHECKPOINT_FILE, read_results, write_atomic
 
 if TYPE_CHECKING:
     from csg_ray.data.splits import SealedSplit, Split
+    from csg_ray.methods.base import Method
 
 PICKS_FILE = "test_picks.json"
 RESULTS_FILE = "test_results.json"
@@ -157,6 +158,7 @@ def _evaluate(
     check_writable(ledger.parent)
     states = {pick.trial: _load_state(pick) for pick in picks}
     sealed = _sealed_split(directory, picks, data_sha256)
+    methods = {pick.trial: _load_methods(pick, states[pick.trial]) for pick in picks}
     earlier_results = _earlier_results(directory / RESULTS_FILE)
     frozen = {"frozen_at": _now(), "picks": [pick.describe() for pick in picks]}
     write_atomically(directory / PICKS_FILE, json.dumps(frozen, indent=1))
@@ -166,7 +168,7 @@ def _evaluate(
     measured: dict[str, dict[str, Any]] = {}
     for pick in picks:
         if pick.trial not in measured:
-            measured[pick.trial] = _measure(pick.config, states[pick.trial], split)
+            measured[pick.trial] = _measure(pick.config, methods[pick.trial], split)
     outcome = {
         **frozen,
         "picks": [pick.describe() | {"metrics": measured[pick.trial]} for pick in picks],
@@ -228,21 +230,24 @@ def _earlier_results(path: Path) -> list[dict[str, Any]]:
     return [*last.pop("earlier_results"), last]
 
 
-def _measure(config: RunConfig, state: dict[str, Any], split: Split) -> dict[str, Any]:
-    """Means over the repeats in a checkpoint, with `<metric>_std` when there are several."""
+def _load_methods(pick: Pick, state: dict[str, Any]) -> list[Method]:
     import torch
 
     from csg_ray.data.load import load_splits
-    from csg_ray.methods import build_method
+    from csg_ray.training.evaluate import load_trained
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return load_trained(pick.config, load_splits(pick.config.data), state, device)
+
+
+def _measure(config: RunConfig, methods: Sequence[Method], split: Split) -> dict[str, Any]:
+    """Means over the repeats in a checkpoint, with `<metric>_std` when there are several."""
+    import torch
+
     from csg_ray.training.evaluate import evaluate_split
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    steps_per_epoch = len(load_splits(config.data).source_train) // config.train.batch_size
-    repeats = []
-    for saved in state["repeats"]:
-        method = build_method(config, len(split.class_names), steps_per_epoch)
-        method.load_state_dict(saved["method"])
-        repeats.append(evaluate_split(method.to(device), split, config, device))
+    repeats = [evaluate_split(method, split, config, device) for method in methods]
     metrics = {name: statistics.fmean(each[name] for each in repeats) for name in repeats[0]}
     if len(repeats) > 1:
         for name in ("mean_class_accuracy", "hse"):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from csg_ray.config.run import RunConfig
 from csg_ray.data.loader import eval_batches, image_size
-from csg_ray.data.splits import Split
+from csg_ray.data.splits import DomainSplits, Split
+from csg_ray.methods import build_method
 from csg_ray.methods.base import TASK_STAGE, Method
 from csg_ray.metrics import (
     HSE_WORST,
@@ -74,6 +76,30 @@ def worst_metrics(split: Split) -> dict[str, float]:
             for number in sorted(set(split.labels.tolist()))
         },
     }
+
+
+def load_trained(
+    config: RunConfig, splits: DomainSplits, state: dict[str, Any], device: torch.device
+) -> list[Method]:
+    """The trained method of every repeat in a checkpoint, each built from its own seed.
+
+    Args:
+        config: of the training; its seed does not matter.
+        splits: what was trained on.
+        state: what `load_checkpoint` returned.
+        device: where the methods go.
+
+    Raises:
+        UserError: the weights that the methods start from cannot be had, or are others by now.
+    """
+    steps_per_epoch = len(splits.source_train) // config.train.batch_size
+    methods = []
+    for repeat in state["repeats"]:
+        own_config = config.model_copy(update={"seed": repeat["seed"]})
+        method = build_method(own_config, len(splits.class_names), steps_per_epoch)
+        method.load_state_dict(repeat["method"])
+        methods.append(method.to(device))
+    return methods
 
 
 def evaluate_split(
