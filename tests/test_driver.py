@@ -25,6 +25,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.states: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
 
     def study_started(
         self, study: str, directory: Path, num_trials: int, epochs: int, metric: str, mode: str
@@ -36,6 +37,7 @@ class Recorder:
 
     def trial_updated(self, update: TrialUpdate) -> None:
         self.states[update.id] = update.state
+        self.reasons[update.id] = update.reason
 
 
 def make_space(**search: Any) -> SearchSpace:
@@ -123,6 +125,14 @@ def test_end_states(tmp_path: Path) -> None:
     }
     assert driver.next_trial() is None
     assert load_study(tmp_path).trial("0006").reason == "ValueError: no"
+
+
+def test_why_a_trial_failed_is_passed_on(tmp_path: Path) -> None:
+    space, progress = make_space(), Recorder()
+    driver = start(tmp_path, space)
+    driver.finish(take(driver).id, "ValueError: no")
+    StudyDriver(space, tmp_path, progress, load_study(tmp_path).trials)
+    assert progress.reasons == {"0001": "ValueError: no"}
 
 
 def test_a_diverged_trial_is_worst_to_asha_and_never_wins(tmp_path: Path) -> None:

@@ -70,7 +70,9 @@ class StudyDriver:
         self._count = max((int(trial.id) for trial in trials), default=0)
         self._left = space.search.num_trials - len(trials)
         for trial in finished:
-            progress.trial_updated(_update(trial.id, trial.state, trial.params, trial.results))
+            progress.trial_updated(
+                _update(trial.id, trial.state, trial.params, trial.results, trial.reason)
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles all it is given into a file that nothing here reads; the plain files are the
@@ -151,7 +153,7 @@ class StudyDriver:
             return
         self._suggestions.tell(trial.number, state, trial.results)
         self._write_state(trial_id, state, reason)
-        self._progress.trial_updated(_update(trial_id, state, trial.params, trial.results))
+        self._progress.trial_updated(_update(trial_id, state, trial.params, trial.results, reason))
 
     def _end_state(
         self, results: Sequence[Mapping[str, Any]], cut: bool, error: str | None
@@ -237,6 +239,7 @@ def _update(
     state: str,
     params: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
+    reason: str = "",
 ) -> TrialUpdate:
     last = results[-1] if results else {}
     return TrialUpdate(
@@ -245,4 +248,5 @@ def _update(
         epoch=int(last.get("epoch", 0)),
         metrics=dict(last),
         params=dict(params),
+        reason=reason,
     )
