@@ -15,6 +15,7 @@ from csg_ray.config.load import load_config
 from csg_ray.config.run import RunConfig
 from csg_ray.data import load as data_load
 from csg_ray.results.export import first_free
+from csg_ray.scale.lock import StudyLock
 from csg_ray.training import loop as training_loop
 from csg_ray.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -161,6 +162,33 @@ def test_an_interrupted_run_goes_on_where_it_was(
 
     assert main(["restore", "runs/quick"]) == 0
     assert capsys.readouterr().out.startswith("run runs/quick has already ended at epoch 3\n")
+
+
+def test_a_run_is_trained_by_one_command_at_a_time(
+    loop: SimpleNamespace, config_file: Path, capsys: Capture
+) -> None:
+    lock = Path("runs/quick/driver.lock")
+    locked = []
+
+    def stop_in_the_second_epoch(epoch: int) -> None:
+        locked.append(lock.is_file())
+        interrupt(epoch)
+
+    loop.before = stop_in_the_second_epoch
+    assert main(["train", str(config_file)]) == 130
+    assert locked == [True, True]
+    assert not lock.exists()
+    capsys.readouterr()
+
+    result_file = Path("runs/quick/result.json")
+    # A torn line shows whether a refused command writes: whoever records an epoch cuts it off.
+    result_file.write_text(result_file.read_text() + '{"epo')
+    before = result_file.read_text()
+    with StudyLock(Path("runs/quick")):
+        assert main(["restore", "runs/quick"]) == 2
+    assert "runs/quick is being run by " in capsys.readouterr().err
+    assert result_file.read_text() == before
+    assert locked == [True, True]
 
 
 def test_an_interrupt_before_the_first_file(

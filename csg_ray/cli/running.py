@@ -17,6 +17,7 @@ from csg_ray.config.run import RunConfig
 from csg_ray.results.export import check_new_directory, first_free, write_config
 from csg_ray.results.provenance import collect_provenance, compare_provenance
 from csg_ray.results.study import ACCURACY, ENERGY
+from csg_ray.scale.lock import StudyLock
 from csg_ray.training.records import CHECKPOINT_FILE, read_results
 
 RUN_FILE = "run.yaml"
@@ -94,9 +95,12 @@ def _train(config: RunConfig, directory: Path, verbose: bool) -> None:
 
     if verbose:
         logging.basicConfig(level=logging.INFO)
-    recorder = EpochRecorder(directory)
     checkpoint = directory / CHECKPOINT_FILE
-    with _EpochDisplay(config.train.epochs, len(read_results(directory))) as display:
+    with (
+        StudyLock(directory),
+        _EpochDisplay(config.train.epochs, len(read_results(directory))) as display,
+    ):
+        recorder = EpochRecorder(directory)
 
         def on_epoch_end(
             metrics: dict[str, float], save_checkpoint: Callable[[Path], None]
