@@ -1,7 +1,7 @@
 """Pre-train the bundled `mini` reference encoder on real photographs.
 
     python scripts/pretrain_mini.py --cifar10 DIR     # torchvision's CIFAR-10, downloaded to DIR
-    python scripts/pretrain_mini.py --folder DIR      # ten classes: DIR/train/CLASS/*, DIR/test/...
+    python scripts/pretrain_mini.py --folder DIR      # DIR/train/CLASS/* and DIR/test/CLASS/*
     python scripts/pretrain_mini.py --folder DIR --norm ibn_a --out mini_ibn_a.pt
 
 The result holds the network and its classifier in float16 and, beside it, a JSON file that says
@@ -150,14 +150,15 @@ def main() -> None:
     parser.add_argument("--out", default=str(DEFAULT_OUT))
     args = parser.parse_args()
 
+    images, labels = load_images(args, train=True)
+    num_classes = int(labels.max()) + 1
     torch.manual_seed(args.seed)
-    network = build_resnet("mini", args.norm)
+    network = build_resnet("mini", args.norm, num_classes)
     network.fc.requires_grad_(True)
     network = network.to(memory_format=torch.channels_last)
-    images, labels = load_images(args, train=True)
     fingerprint = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     train(network, images, labels, args)
-    half = build_resnet("mini", args.norm)
+    half = build_resnet("mini", args.norm, num_classes)
     half.load_state_dict(
         {
             n: v.half().float() if v.is_floating_point() else v

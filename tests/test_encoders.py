@@ -36,6 +36,22 @@ def test_a_float16_file_fills_a_float32_encoder(tmp_path: Path) -> None:
     _assert_filled(encoder.state_dict(), state)
 
 
+def test_a_file_brings_the_width_of_its_classifier(tmp_path: Path) -> None:
+    state = build_resnet("mini", num_classes=3).state_dict()
+    encoder = build_encoder(ModelConfig(weights=_save(state, tmp_path / "own.pt")))
+    _assert_filled(encoder.state_dict(), state)
+    assert encoder.pretraining_logits(torch.zeros(2, 128, 4, 4)).shape == (2, 3)
+    assert not any(param.requires_grad for param in encoder.fc.parameters())
+    # A bias of another width than the matrix, and a classifier of no map, still fit nothing.
+    for change in ({"fc.bias": torch.zeros(10)}, {"fc.weight": torch.zeros(3, 64)}):
+        path = _save({**state, **change}, tmp_path / "broken.pt")
+        with pytest.raises(UserError, match=f"'{next(iter(change))}' is"):
+            build_encoder(ModelConfig(weights=path))
+    path = _save({**state, "fc.weight": torch.zeros(())}, tmp_path / "broken.pt")
+    with pytest.raises(UserError, match=r"'fc.weight' is \(\) there"):
+        build_encoder(ModelConfig(weights=path))
+
+
 def test_none_draws_from_the_global_generator() -> None:
     def first_weight(seed: int) -> Tensor:
         torch.manual_seed(seed)

@@ -28,9 +28,8 @@ def build_encoder(config: ModelConfig) -> TappedResNet:
     Raises:
         UserError: the weights cannot be had, or belong to another network.
     """
-    encoder = build_resnet(config.name, config.norm)
     if config.weights == "none":
-        return encoder
+        return build_resnet(config.name, config.norm)
     if config.weights == "bundled":
         source = _bundled_file(config)
         weights = _read_weights(source)
@@ -39,6 +38,7 @@ def build_encoder(config: ModelConfig) -> TappedResNet:
     else:
         source = Path(config.weights).expanduser()
         weights = _read_weights(source)
+    encoder = build_resnet(config.name, config.norm, _classifier_width(weights))
     _fill(encoder, weights, config, source)
     return encoder
 
@@ -91,6 +91,12 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise UserError(f"model.weights: {path} must hold a flat state dict of tensors")
     return weights
+
+
+def _classifier_width(weights: Mapping[str, Tensor]) -> int | None:
+    """The classes of the pre-training task, which may be any number; None when that is not told."""
+    classifier = weights.get("fc.weight")
+    return len(classifier) if classifier is not None and classifier.ndim > 0 else None
 
 
 def _fill(

@@ -15,6 +15,7 @@ STAGES = (1, 2, 3, 4)
 TORCHVISION_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101")
 MINI_CHANNELS = (16, 32, 64, 128)
 MINI_CLASSES = 10
+IMAGENET_CLASSES = 1000
 
 
 class InstanceBatchNorm(nn.Module):
@@ -104,7 +105,7 @@ class TappedResNet(nn.Module):
 class _MiniNetwork(nn.Module):
     """Four stages of two basic blocks for 32x32 images; maps of side 16, 8, 4 and 4."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         stem, *_ = MINI_CHANNELS
         self.conv1 = nn.Conv2d(3, stem, kernel_size=3, stride=2, padding=1, bias=False)
@@ -116,7 +117,7 @@ class _MiniNetwork(nn.Module):
         for number, width, stride in zip(STAGES, MINI_CHANNELS, (1, 2, 2, 1), strict=True):
             self.add_module(f"layer{number}", _mini_stage(channels, width, stride))
             channels = width
-        self.fc = nn.Linear(channels, MINI_CLASSES)
+        self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -138,17 +139,21 @@ def _out_channels(stage: nn.Module) -> int:
     return [conv for conv in convolutions if id(conv) not in shortcuts][-1].out_channels
 
 
-def build_resnet(name: str, norm: Norm = "batch") -> TappedResNet:
-    """A randomly initialised tapped ResNet; `csg_ray.models.weights` fills it.
+def build_resnet(name: str, norm: Norm = "batch", num_classes: int | None = None) -> TappedResNet:
+    """A randomly initialised tapped ResNet; `csg_ray.models.encoders` fills it.
 
     Args:
         name: `mini` or one of `TORCHVISION_MODELS`.
         norm: `batch`, or an IBN variant (`ibn_a`, `ibn_b`).
+        num_classes: of the pre-training task; None: 10 for `mini`, ImageNet's 1000 for the others.
 
     Raises:
         KeyError: the name is not known.
     """
-    network = _MiniNetwork() if name == "mini" else _torchvision_network(name)
+    if name == "mini":
+        network: nn.Module = _MiniNetwork(num_classes or MINI_CLASSES)
+    else:
+        network = _torchvision_network(name, num_classes or IMAGENET_CLASSES)
     if norm == "ibn_a":
         _apply_ibn_a(network)
     elif norm == "ibn_b":
@@ -156,10 +161,10 @@ def build_resnet(name: str, norm: Norm = "batch") -> TappedResNet:
     return TappedResNet(network)
 
 
-def _torchvision_network(name: str) -> nn.Module:
+def _torchvision_network(name: str, num_classes: int) -> nn.Module:
     if name not in TORCHVISION_MODELS:
         raise KeyError(name)
-    network: nn.Module = getattr(torchvision_resnet, name)(weights=None)
+    network: nn.Module = getattr(torchvision_resnet, name)(weights=None, num_classes=num_classes)
     return network
 
 
