@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from urllib.error import URLError
 
@@ -147,8 +149,13 @@ def test_imagenet_has_no_ibn_weights() -> None:
         build_encoder(config)
 
 
-def test_the_bundled_encoder_knows_its_photographs() -> None:
+def test_the_bundled_file_is_the_one_its_description_describes() -> None:
+    path = encoders.WEIGHTS_FOLDER / "mini.pt"
+    described = json.loads(path.with_suffix(".json").read_text())
+    content = path.read_bytes()
+    assert len(content) <= 1.5e6
+    assert hashlib.sha256(content).hexdigest() == described["file_sha256"]
     encoder = build_encoder(ModelConfig())
+    count = sum(param.numel() for param in encoder.parameters())
+    assert (count, "batch") == (described["parameters"], described["norm"])
     assert all(tensor.isfinite().all() for tensor in encoder.state_dict().values())
-    running = encoder.state_dict()["layer4.1.bn2.running_var"]
-    assert not running.equal(torch.ones_like(running))
