@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -432,6 +433,64 @@ def test_ctrl_c_says_how_to_go_on(
 
     expected = "csg-ray: stopped; continue with: csg-ray restore studies/digits\n"
     assert capsys.readouterr().err == expected
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    pytest.fail("SIGTERM was ignored")
+
+
+def exit_as_ray_does() -> None:
+    sys.exit(int(signal.SIGTERM))
+
+
+@pytest.mark.parametrize("end", [terminate, exit_as_ray_does])
+@pytest.mark.parametrize("name", ["search", "restore"])
+def test_sigterm_says_how_to_go_on(
+    scale: SimpleNamespace,
+    space_file: Path,
+    capsys: Capture,
+    name: str,
+    make_study: MakeStudy,
+    end: Callable[[], None],
+) -> None:
+    target = space_file
+    if name == "restore":
+        target = make_study(PUBLISHED).relative_to(Path.cwd())
+    scale.ending = end
+    former = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert main([name, str(target)]) == 143
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+    expected = "csg-ray: stopped; continue with: csg-ray restore studies/digits\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_second_sigterm_does_not_break_the_cleaning_up(
+    scale: SimpleNamespace, space_file: Path
+) -> None:
+    cleaned = []
+
+    def end() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned.append(True)
+
+    scale.ending = end
+
+    assert main(["search", str(space_file)]) == 143
+    assert cleaned == [True]
+
+
+def test_other_exits_keep_their_code(scale: SimpleNamespace, space_file: Path) -> None:
+    scale.ending = lambda: sys.exit(7)
+
+    assert main(["search", str(space_file)]) == 7
 
 
 def interrupt() -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +164,21 @@ def test_an_interrupted_run_goes_on_where_it_was(
 
     assert main(["restore", "runs/quick"]) == 0
     assert capsys.readouterr().out.startswith("run runs/quick has already ended at epoch 3\n")
+
+
+def test_sigterm_ends_a_run_like_ctrl_c(
+    loop: SimpleNamespace, config_file: Path, capsys: Capture
+) -> None:
+    def terminate(epoch: int) -> None:
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    loop.before = terminate
+    expected = "csg-ray: stopped; continue with: csg-ray restore runs/quick\n"
+    for words in (["train", str(config_file)], ["restore", "runs/quick"]):
+        assert main(words) == 143
+        assert capsys.readouterr().err == expected
+    assert not Path("runs/quick/driver.lock").exists()
 
 
 def test_a_run_is_trained_by_one_command_at_a_time(

@@ -8,7 +8,7 @@ from csg_ray.cli.app import app
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    """Run one command and return its exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM."""
     try:
         app(args=argv if argv is None else list(argv), prog_name="csg-ray")
     except SystemExit as end:

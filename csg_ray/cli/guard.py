@@ -6,10 +6,12 @@ import errno
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import typer
@@ -19,6 +21,7 @@ from csg_ray.config.errors import UserError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+TERMINATED = 143
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _BAD_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
@@ -47,15 +50,42 @@ def fail(sentence: str, code: int = BAD_INPUT) -> NoReturn:
     raise typer.Exit(code)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which Slurm and Kubernetes send before they kill."""
+
+
 @contextmanager
-def continued_by(directory: Path, marker: str) -> Iterator[None]:
-    """On Ctrl-C or a full disk, say how to go on; `marker` is the first file in `directory`."""
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM unwind the program as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # A second one must not break what the first one has begun to put in order.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _Terminated
+
+    former = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    except KeyboardInterrupt:
+    except SystemExit as end:
+        # Ray puts its own handler in the place of ours, which exits with the signal's number.
+        if end.code != signal.SIGTERM:
+            raise
+        raise _Terminated from None
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+@contextmanager
+def continued_by(directory: Path, marker: str) -> Iterator[None]:
+    """On Ctrl-C, SIGTERM or a full disk, say how to go on; `marker` is the first file in `directory`."""
+    try:
+        with _terminable():
+            yield
+    except KeyboardInterrupt as stop:
+        code = TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
         if (directory / marker).is_file():
-            fail(f"stopped; continue with: {command('restore', directory)}", INTERRUPTED)
-        fail("stopped before anything was written", INTERRUPTED)
+            fail(f"stopped; continue with: {command('restore', directory)}", code)
+        fail("stopped before anything was written", code)
     except OSError as error:
         if error.errno not in _NO_SPACE or not (directory / marker).is_file():
             raise
