@@ -1,12 +1,44 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 from rich.console import Console
 
 from csg_ray.cli.console import LiveProgress, PlainProgress
 from csg_ray.results.progress import TrialUpdate
+
+
+def test_a_reader_who_leaves_does_not_end_the_study() -> None:
+    program = (
+        "import sys\n"
+        "from csg_ray.cli.console import PlainProgress\n"
+        "progress = PlainProgress()\n"
+        "progress.message('first')\n"
+        "sys.stdin.readline()\n"
+        "progress.message('second')\n"
+        "progress.message('third')\n"
+        "print('the summary')\n"
+        "sys.stderr.write('went on')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin and process.stdout and process.stderr
+    with process:
+        assert process.stdout.readline() == "first\n"
+        process.stdout.close()
+        process.stdin.write("go on\n")
+        process.stdin.close()
+        errors = process.stderr.read()
+
+    assert (process.returncode, errors) == (0, "went on")
 
 
 def test_a_failed_trial_says_why() -> None:

@@ -19,6 +19,7 @@ from csg_ray.cli.board import (
     describe_metric,
     describe_reason,
 )
+from csg_ray.cli.guard import say
 from csg_ray.results.progress import Progress, TrialUpdate
 from csg_ray.results.study import ACCURACY, ENERGY
 
@@ -45,7 +46,7 @@ class PlainProgress:
 
     def __init__(
         self,
-        write: Callable[[str], None] = lambda line: print(line, flush=True),
+        write: Callable[[str], None] = say,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._board = Board(clock)

@@ -50,6 +50,19 @@ def fail(sentence: str, code: int = BAD_INPUT) -> NoReturn:
     raise typer.Exit(code)
 
 
+def say(line: str) -> None:
+    """Print a line at once; whoever reads the output may leave (`| head`) without ending the work.
+
+    Hours of training must not be lost for that. From then on all output goes nowhere, also what is
+    still buffered, which would fail again at the end.
+    """
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, which Slurm and Kubernetes send before they kill."""
 

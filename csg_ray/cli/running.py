@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from csg_ray.cli.board import describe_metric
-from csg_ray.cli.guard import command, continued_by, fail
+from csg_ray.cli.guard import command, continued_by, fail, say
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import config_to_mapping, load_config
 from csg_ray.config.reader import read_yaml
@@ -160,4 +160,4 @@ class _EpochDisplay:
         if self._bar is not None:
             self._bar.update(self._task, completed=epoch, description=_describe(metrics))
         else:
-            print(f"epoch {epoch}/{self._epochs}: {_describe(metrics)}", flush=True)
+            say(f"epoch {epoch}/{self._epochs}: {_describe(metrics)}")

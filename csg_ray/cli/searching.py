@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from csg_ray.cli.console import watch_search
-from csg_ray.cli.guard import command, continued_by
+from csg_ray.cli.guard import command, continued_by, say
 from csg_ray.cli.summary import summarise
 from csg_ray.config.errors import UserError
 from csg_ray.config.reader import parse_yaml
@@ -25,7 +25,7 @@ def run_search(
     if directory.exists():
         raise _taken(directory)
     check_new_directory(directory)
-    print("checking data and weights, then starting Ray ...", flush=True)
+    say("checking data and weights, then starting Ray ...")
     while not _search_in(directory, space, verbose):
         if study is not None:
             raise _taken(directory)
@@ -57,7 +57,7 @@ def _taken(directory: Path) -> UserError:
 def continue_study(directory: Path, more: int, verbose: bool) -> None:
     """Go on with a study, then sum up."""
     load_study(directory)
-    print("checking data and weights, then starting Ray ...", flush=True)
+    say("checking data and weights, then starting Ray ...")
     from csg_ray.scale.tuner import restore_study
 
     with continued_by(directory, "study.yaml"):
