@@ -20,6 +20,7 @@ from csg_ray.config.load import (
 )
 from csg_ray.config.methods import METHOD_CONFIGS, CSGConfig, VanillaConfig
 from csg_ray.config.reader import dump_yaml
+from csg_ray.config.run import ModelConfig
 
 
 def _write(path: Path, content: dict[str, Any]) -> Path:
@@ -236,6 +237,13 @@ def test_version_of_a_source_tree_is_that_of_pyproject(monkeypatch: pytest.Monke
 def test_plain_yaml_reads_an_exported_file_too(tmp_path: Path) -> None:
     path = _write(tmp_path / "run.yaml", config_to_mapping(RunConfig()))
     assert yaml.safe_load(path.read_text()) == config_to_mapping(RunConfig())
+
+
+def test_inert_settings_are_those_that_change_nothing() -> None:
+    # hse_max_images too, as a number below the images of a split takes a part of them.
+    assert RunConfig().inert_settings() == {}
+    linear = RunConfig(model=ModelConfig(head="linear"))
+    assert linear.inert_settings() == {"model.head_width": "model.head is linear"}
 
 
 def test_unknown_attribute_of_the_package() -> None:

@@ -128,9 +128,6 @@ class RunConfig(Section):
             inert["augment.views"] = f"method {method.name} uses one view"
         if self.model.head == "linear":
             inert["model.head_width"] = "model.head is linear"
-        if self.data.name == "digits":
-            # 1,797 images in all: the subsample never bites.
-            inert["evaluation.hse_max_images"] = "digits has fewer images"
         return inert
 
 
