@@ -30,7 +30,9 @@ def test_a_reader_who_leaves_does_not_end_the_study() -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdin and process.stdout and process.stderr
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
     with process:
         assert process.stdout.readline() == "first\n"
         process.stdout.close()

@@ -8,7 +8,7 @@ from csg_ray.cli.app import app
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM."""
+    """Run one command and return its exit code: 0, 2 (bad input), 130 (Ctrl-C), 143 (SIGTERM)."""
     try:
         app(args=argv if argv is None else list(argv), prog_name="csg-ray")
     except SystemExit as end:

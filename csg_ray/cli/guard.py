@@ -90,7 +90,7 @@ def _terminable() -> Iterator[None]:
 
 @contextmanager
 def continued_by(directory: Path, marker: str) -> Iterator[None]:
-    """On Ctrl-C, SIGTERM or a full disk, say how to go on; `marker` is the first file in `directory`."""
+    """When stopped or out of disk, say how to go on; `marker` is the first file in `directory`."""
     try:
         with _terminable():
             yield
