@@ -444,7 +444,14 @@ def exit_as_ray_does() -> None:
     sys.exit(int(signal.SIGTERM))
 
 
-@pytest.mark.parametrize("end", [terminate, exit_as_ray_does])
+def swallow_as_ray_does() -> None:
+    try:
+        terminate()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None
+
+
+@pytest.mark.parametrize("end", [terminate, exit_as_ray_does, swallow_as_ray_does])
 @pytest.mark.parametrize("name", ["search", "restore"])
 def test_sigterm_says_how_to_go_on(
     scale: SimpleNamespace,

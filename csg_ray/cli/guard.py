@@ -63,27 +63,31 @@ def say(line: str) -> None:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which Slurm and Kubernetes send before they kill."""
-
-
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind the program as Ctrl-C does."""
+def _terminable() -> Iterator[list[int]]:
+    """Let SIGTERM, which Slurm and Kubernetes send before they kill, unwind as Ctrl-C does.
+
+    Yields:
+        The signals that came. A list, since Ray puts a plain KeyboardInterrupt in the place of
+        whatever a handler raises.
+    """
+    received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         # A second one must not break what the first one has begun to put in order.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise _Terminated
+        received.append(number)
+        raise KeyboardInterrupt
 
     former = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        yield received
     except SystemExit as end:
         # Ray puts its own handler in the place of ours, which exits with the signal's number.
         if end.code != signal.SIGTERM:
             raise
-        raise _Terminated from None
+        received.append(signal.SIGTERM)
+        raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGTERM, former)
 
@@ -91,11 +95,12 @@ def _terminable() -> Iterator[None]:
 @contextmanager
 def continued_by(directory: Path, marker: str) -> Iterator[None]:
     """When stopped or out of disk, say how to go on; `marker` is the first file in `directory`."""
+    received: list[int] = []
     try:
-        with _terminable():
+        with _terminable() as received:
             yield
-    except KeyboardInterrupt as stop:
-        code = TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
+    except KeyboardInterrupt:
+        code = TERMINATED if received else INTERRUPTED
         if (directory / marker).is_file():
             fail(f"stopped; continue with: {command('restore', directory)}", code)
         fail("stopped before anything was written", code)
