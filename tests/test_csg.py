@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -149,6 +150,23 @@ def test_the_encoder_runs_no_more_often_than_needed(
     method.encoder.register_forward_hook(lambda *_: calls.append(1))
     method.training_loss(_batch(method.num_views))
     assert len(calls) == forwards
+
+
+def test_the_keys_view_leaves_the_running_statistics_alone() -> None:
+    method = _build(CSGConfig(), model=ModelConfig(freeze_batch_norm=False))
+    batch, alone = _batch(), copy.deepcopy(method.encoder)
+    assert alone.training
+    alone(batch.views[0])
+    method.training_loss(batch)
+    assert all(module.training for module in method.encoder.modules())
+    expected = dict(alone.named_buffers())
+    assert expected["bn1.num_batches_tracked"] == 1 + _tracked(method.reference_encoder)
+    for name, buffer in method.encoder.named_buffers():
+        assert buffer.equal(expected[name]), name
+
+
+def _tracked(encoder: nn.Module) -> int:
+    return int(encoder.get_buffer("bn1.num_batches_tracked"))
 
 
 def test_shared_views_reuse_the_query_maps_and_change_nothing() -> None:

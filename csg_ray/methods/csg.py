@@ -105,13 +105,21 @@ class CSG(ReferenceMethod):
         attention_maps = reference_maps
         if self.settings.pooling == "attention" and self.settings.attention_from == "encoder":
             # The attention is the encoder's view of the very image the key is made of.
-            attention_maps = query_maps if self.num_views == 1 else self.features(images)
+            attention_maps = query_maps if self.num_views == 1 else self._untracked_maps(images)
         keys = {}
         for stage, head in self.ema_projection_heads.items():
             reference = self._patches(reference_maps[int(stage)])
             attention = self._patches(attention_maps[int(stage)])
             keys[stage] = normalise(head(self._pool(reference, attention)))
         return keys
+
+    def _untracked_maps(self, images: Tensor) -> dict[int, Tensor]:
+        """The encoder's maps; BatchNorm that is not frozen counts the query's view only."""
+        was_training = self.encoder.training
+        self.encoder.eval()
+        maps = self.features(images)
+        self.encoder.train(was_training)
+        return maps
 
     def _patches(self, features: Tensor) -> Tensor:
         grid = self.settings.patch_grid
