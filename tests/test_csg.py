@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig
@@ -251,14 +252,47 @@ def test_keys_of_a_skipped_step_never_enter() -> None:
     assert _queue(method, 4).num_filled == BATCH
 
 
+@pytest.mark.parametrize("loss_weight", [0.0, 0.1])
+@pytest.mark.parametrize("stage", ["3", "4"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_non_finite_key_makes_the_loss_so_too(loss_weight: float, stage: str, bad: float) -> None:
+    # What lets `after_step` trust the keys: the loop takes no step after such a loss.
+    method = _build(CSGConfig(queue_size=16, loss_weight=loss_weight))
+    with torch.no_grad():
+        method.ema_projection_heads[stage].get_parameter("2.bias")[5] = bad
+    assert not method.training_loss(_batch()).loss.isfinite()
+
+
 def test_non_finite_keys_never_enter() -> None:
     method, batch = _build(CSGConfig(stages="4", queue_size=16)), _batch()
     batch.views[1][2] = math.nan
-    method.training_loss(batch)
+    assert method.training_loss(batch).loss.isnan()
+    # The loop ends here; the next step's keys take the place of these.
+    method.training_loss(_batch())
     _step(method)
-    queue = _queue(method, 4)
-    assert queue.negatives.isfinite().all()
-    assert (queue.num_filled, queue.num_skipped) == (BATCH - 1, 1)
+    assert _queue(method, 4).negatives.isfinite().all()
+    assert _queue(method, 4).num_filled == BATCH
+
+
+class CountReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts how often a number of a tensor is asked for, which waits for the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_keys_enter_without_waiting_for_the_device() -> None:
+    method = _build(CSGConfig(stages="3,4", queue_size=16))
+    method.training_loss(_batch())
+    with CountReads() as reads:  # type: ignore[no-untyped-call]
+        _step(method)
+        assert reads.count == 0
+        assert bool(torch.ones(()))
+        assert reads.count == 1
+    assert _queue(method, 3).num_filled == _queue(method, 4).num_filled == BATCH
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,13 @@ class NegativeQueue(nn.Module):
         return self.keys
 
     @torch.no_grad()
-    def enqueue(self, keys: Tensor) -> None:
-        """Replace the oldest entries by keys (B, dim), B of any size; skip non-finite rows."""
-        finite = keys.isfinite().all(dim=1)
-        if not bool(finite.all()):
+    def enqueue(self, keys: Tensor, known_finite: bool = False) -> None:
+        """Replace the oldest entries by keys (B, dim), B of any size; skip non-finite rows.
+
+        With `known_finite` they are not looked at, which would wait for the device.
+        """
+        if not known_finite:
+            finite = keys.isfinite().all(dim=1)
             self.num_skipped += len(keys) - int(finite.sum())
             keys = keys[finite]
         start = (self.pointer + max(len(keys) - self.size, 0)) % self.size

@@ -104,7 +104,10 @@ class Method(nn.Module):
         """Gradients are there, parameters not yet moved."""
 
     def after_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
-        """The parameters moved: step `step` (from 1) of `total_steps` is finished."""
+        """The parameters moved: step `step` (from 1) of `total_steps` is finished.
+
+        Not called after a loss or a gradient that is not finite.
+        """
 
     def on_epoch_end(self, context: EpochContext) -> None:
         """An epoch is finished, and not yet evaluated."""

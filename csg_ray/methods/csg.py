@@ -89,7 +89,8 @@ class CSG(ReferenceMethod):
         """Move the EMA projection heads, and let the waiting keys into the queues."""
         update_ema(self.ema_projection_heads, self.projection_heads, self.ema_momentum)
         for stage, keys in self._pending_keys.items():
-            self._queue(stage).enqueue(keys)
+            # A key that is not finite makes the loss NaN, and then no step is taken.
+            self._queue(stage).enqueue(keys, known_finite=True)
         self._pending_keys = {}
 
     def _query(self, stage: str, maps: dict[int, Tensor]) -> Tensor:
