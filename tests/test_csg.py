@@ -299,18 +299,40 @@ def test_keys_enter_without_waiting_for_the_device() -> None:
     ("batch_size", "steps", "grid", "size"),
     [
         (32, 62, 1, 832),  # digits: 0.43 * 1984 = 853
-        (32, 4762, 1, 65504),  # VisDA-17
+        (32, 4762, 1, 65536),  # VisDA-17: as published
+        (16, 9524, 1, 65536),
+        (32, 9000, 1, 65536),  # larger than VisDA-17: no more than published
         (4, 1, 1, 4),  # at least one batch
         (6, 2000, 8, 65280),  # GTA5: 0.43 of 768,000 is more than 65,536 = 170 steps of 384
         (4, 5, 2, 32),  # 0.43 * 80 = 34
     ],
 )
-def test_auto_queue_is_shorter_than_an_epoch(
+def test_auto_queue_is_that_of_visda_in_proportion_and_shorter_than_an_epoch(
     batch_size: int, steps: int, grid: int, size: int
 ) -> None:
     train = TrainConfig(batch_size=batch_size)
     settings = CSGConfig(patch_grid=grid, stages="1", projection_dim=2)
     assert _build(settings, steps, train=train).queue_size == size
+
+
+def test_a_queue_longer_than_an_epoch_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    # Five steps of four images in four patches each: 80 keys.
+    _build(CSGConfig(queue_size=80, patch_grid=2, stages="3"), 5)
+    assert caplog.records == []
+    _build(CSGConfig(queue_size=81, patch_grid=2, stages="3"), 5)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "method.queue_size 81" in record.getMessage()
+    assert "80 keys" in record.getMessage()
+
+
+def test_the_share_of_real_keys_is_logged() -> None:
+    method = _build(CSGConfig(stages="3,4", queue_size=10))
+    fills = []
+    for _ in range(4):
+        fills.append(float(method.training_loss(_batch()).logs["queue_fill"]))
+        _step(method)
+    assert fills == pytest.approx([0.0, 0.4, 0.8, 1.0])
 
 
 def test_patches_are_anchors_with_their_own_keys() -> None:

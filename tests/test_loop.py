@@ -172,7 +172,7 @@ def test_reports_have_the_promised_keys() -> None:
     (report,) = _collect(_config({"epochs": 1}))
     splits = {f"{split}/{key}" for split in ("source_val", "target_val") for key in SPLIT_METRICS}
     rest = {"epoch", "diverged", "images_per_second"}
-    train = {"train/loss", "train/nce", "train/skipped_steps"}
+    train = {"train/loss", "train/nce", "train/queue_fill", "train/skipped_steps"}
     assert set(report) == splits | rest | train
     assert all(math.isfinite(value) for value in report.values())
     assert report["images_per_second"] > 0
@@ -182,6 +182,7 @@ def test_reports_have_the_promised_keys() -> None:
 def test_vanilla_reports_no_nce() -> None:
     (report,) = _collect(_config({"epochs": 1}, method=VanillaConfig()))
     assert "train/nce" not in report
+    assert "train/queue_fill" not in report
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
@@ -199,6 +200,8 @@ def test_divergence_ends_the_training_with_one_finite_report(tmp_path: Path, rep
     assert last["target_val/mean_class_accuracy"] == 0
     assert last["source_val/hse"] == HSE_WORST["hse"]
     assert last["train/loss"] > 1e6
+    assert last["train/nce"] > 1e6
+    assert last["train/queue_fill"] == 0
     resumed = _collect(config, repeats=repeats, resume_from=tmp_path / f"{len(reports)}.pt")
     assert resumed == []
 

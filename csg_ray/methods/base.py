@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,6 +21,8 @@ from csg_ray.seeding import seeded
 
 ENCODER_GROUPS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 TASK_STAGE = 4
+# Finite in the float32 of TensorBoard, and far above any loss of a training that works.
+LOSS_WORST = 1e9
 
 ParameterGroup = tuple[str, list[nn.Parameter], float]
 
@@ -46,11 +48,11 @@ class Method(nn.Module):
 
     Attributes:
         num_views: draws of the train transform that `training_loss` wants of every image.
-        log_names: names in `StepOutput.logs`, known before the first step.
+        worst_logs: the names in `StepOutput.logs`, each with what a diverged epoch reports.
     """
 
     num_views = 1
-    log_names: tuple[str, ...] = ()
+    worst_logs: ClassVar[dict[str, float]] = {}
 
     def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:
         super().__init__()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
+import logging
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,20 @@ from csg_ray.contrastive.embedding import (
 from csg_ray.contrastive.info_nce import info_nce
 from csg_ray.contrastive.negative_queue import NegativeQueue
 from csg_ray.data.loader import Batch, image_size
-from csg_ray.methods.base import ParameterGroup, ReferenceMethod, StepOutput, two_layer_head
+from csg_ray.methods.base import (
+    LOSS_WORST,
+    ParameterGroup,
+    ReferenceMethod,
+    StepOutput,
+    two_layer_head,
+)
 from csg_ray.seeding import seeded, sub_seed
 
+logger = logging.getLogger(__name__)
+
 MAX_QUEUE_SIZE = 65536
-QUEUE_EPOCH_SHARE = 0.43
+# The keys of an epoch of VisDA-17, for which 65,536 were published: 4,762 batches of 32.
+VISDA_EPOCH_KEYS = 152_384
 
 
 class CSG(ReferenceMethod):
@@ -35,7 +45,7 @@ class CSG(ReferenceMethod):
     embedding of the same image (the key) and pushed from the keys of earlier images.
     """
 
-    log_names = ("nce",)
+    worst_logs: ClassVar[dict[str, float]] = {"nce": LOSS_WORST, "queue_fill": 0.0}
 
     def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:
         super().__init__(config, num_classes, steps_per_epoch)
@@ -50,6 +60,7 @@ class CSG(ReferenceMethod):
         self._check_patch_grid()
         keys_per_step = config.train.batch_size * method.patch_grid**2
         self.queue_size = _queue_size(method.queue_size, keys_per_step, steps_per_epoch)
+        self._first_queue = str(method.stage_numbers()[0])
         self.projection_heads = nn.ModuleDict()
         self.queues = nn.ModuleDict()
         for stage in method.stage_numbers():
@@ -77,7 +88,9 @@ class CSG(ReferenceMethod):
                 for stage, key in self._pending_keys.items()
             ]
         ).sum()
-        return StepOutput(task + self.loss_weight * nce, {"nce": nce.detach()})
+        fill = self._queue(self._first_queue).num_filled / self.queue_size
+        logs = {"nce": nce.detach(), "queue_fill": torch.tensor(fill)}
+        return StepOutput(task + self.loss_weight * nce, logs)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The encoder's and the task head's groups, and one of all projection heads."""
@@ -151,9 +164,22 @@ class CSG(ReferenceMethod):
 
 
 def _queue_size(size: int | str, keys_per_step: int, steps_per_epoch: int) -> int:
-    """The number of negatives; `auto` is shorter than an epoch, so no image is its own negative."""
+    """The number of negatives.
+
+    `auto` is whole steps, as large a part of the epoch as published for VisDA-17 (0.43) and at most
+    as many: shorter than an epoch, so that no image is its own negative.
+    """
     if isinstance(size, int):
+        epoch_keys = keys_per_step * steps_per_epoch
+        if size > epoch_keys:
+            logger.warning(
+                "method.queue_size %d is more than the %d keys of an epoch, so that an image meets "
+                "its own older key as a negative; auto chooses a shorter queue",
+                size,
+                epoch_keys,
+            )
         return size
-    share = math.floor(QUEUE_EPOCH_SHARE * keys_per_step * steps_per_epoch)
-    steps = max(1, min(MAX_QUEUE_SIZE, share) // keys_per_step)
-    return steps * keys_per_step
+    steps = min(
+        MAX_QUEUE_SIZE // keys_per_step, steps_per_epoch * MAX_QUEUE_SIZE // VISDA_EPOCH_KEYS
+    )
+    return max(1, steps) * keys_per_step

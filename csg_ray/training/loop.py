@@ -18,7 +18,7 @@ from csg_ray.data.load import load_splits
 from csg_ray.data.loader import Batch, image_size, train_batches
 from csg_ray.data.splits import DomainSplits
 from csg_ray.methods import build_method
-from csg_ray.methods.base import EpochContext
+from csg_ray.methods.base import LOSS_WORST, EpochContext
 from csg_ray.metrics import HSE_WORST
 from csg_ray.seeding import rng_state, seed_everything, set_rng_state, sub_seed
 from csg_ray.training.checkpoint import config_differences, load_checkpoint, save_checkpoint
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 Metrics = dict[str, float]
 OnEpochEnd = Callable[[Metrics, Callable[[Path], None]], None]
 
-# Finite in the float32 of TensorBoard, and far above any loss of a training that works.
-LOSS_WORST = 1e9
 # Metrics that come with their deviation over repeats, and the deviation after a divergence.
 DEVIATIONS = {"mean_class_accuracy": 1.0, "hse": HSE_WORST["hse"]}
 
@@ -223,7 +221,8 @@ def _summarise(repeats: list[Metrics]) -> Metrics:
 def _worst(trainings: list[Training]) -> Metrics:
     """The report of a diverged epoch: the keys of a good one, the worst finite values."""
     training = trainings[0]
-    metrics = {f"train/{name}": LOSS_WORST for name in ("loss", *training.method.log_names)}
+    logs = {"loss": LOSS_WORST, **training.method.worst_logs}
+    metrics = {f"train/{name}": value for name, value in logs.items()}
     metrics["train/skipped_steps"] = float(max(each.skipped_in_a_row for each in trainings))
     metrics["images_per_second"] = 0.0
     for split in (training.splits.source_val, training.splits.target_val):
