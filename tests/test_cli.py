@@ -397,9 +397,9 @@ def test_search_refuses_an_existing_study(
     [
         (
             ["--set", "train.epochs"],
-            "--set train.epochs: must be PATH=VALUE such as train.epochs=5",
+            "--set train.epochs: write path=value, such as train.epochs=3",
         ),
-        (["--set", "=5"], "--set =5: must be PATH=VALUE such as train.epochs=5"),
+        (["--set", "=5"], "--set =5: write path=value, such as train.epochs=3"),
         (["--set", "seed=1", "--set", "seed=2"], "--set seed is given twice; keep one"),
     ],
 )

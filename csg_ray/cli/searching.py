@@ -9,10 +9,9 @@ from csg_ray.cli.console import watch_search
 from csg_ray.cli.guard import command, continued_by, say
 from csg_ray.cli.summary import summarise
 from csg_ray.config.errors import UserError
-from csg_ray.config.reader import parse_yaml
 from csg_ray.results.export import check_new_directory, first_free
 from csg_ray.results.study import load_study
-from csg_ray.search_space import SearchSpace, load_search_space
+from csg_ray.search_space import SearchSpace, load_search_space, parse_override
 
 
 def run_search(
@@ -69,8 +68,10 @@ def show_plan(space_file: Path, trials: int | None, settings: list[str]) -> None
     """Print what a search would do and take."""
     space = _load(space_file, trials, settings)
     from csg_ray.scale.resources import plan
+    from csg_ray.scale.tuner import check_weights
 
     layout = plan(space)
+    check_weights(space)
     goals = ", ".join(f"{goal.metric} ({goal.mode})" for goal in space.objectives)
     search = space.search
     lines = {
@@ -113,13 +114,8 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     """
     overrides: dict[str, Any] = {}
     for word in settings:
-        path, sign, text = word.partition("=")
-        if not sign or not path.strip():
-            raise UserError(f"--set {word}: must be PATH=VALUE such as train.epochs=5")
-        if path.strip() in overrides:
-            raise UserError(f"--set {path.strip()} is given twice; keep one")
-        try:
-            overrides[path.strip()] = parse_yaml(text)
-        except UserError as error:
-            raise UserError(f"--set {word}: {error}") from None
+        path, value = parse_override(word)
+        if path in overrides:
+            raise UserError(f"--set {path} is given twice; keep one")
+        overrides[path] = value
     return overrides

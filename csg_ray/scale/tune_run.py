@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,10 @@ def local_ray(layout: Plan, verbose: bool) -> Iterator[None]:
             "include_dashboard": False,
         }
     level = logging.INFO if verbose else logging.ERROR
+    # Ray's core aborts on SIGTERM (Slurm, Kubernetes) with a C++ trace; ours says how to go on.
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(log_to_driver=verbose, logging_level=level, **options)
+    signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
