@@ -123,6 +123,29 @@ def test_batch_moves_to_a_device(split: ArraySplit) -> None:
     assert batch.views[0] is not batch.views[1]
 
 
+@pytest.mark.parametrize("views", ["independent", "shared"])
+def test_batches_are_pinned_for_cuda(
+    split: ArraySplit, views: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[Tensor] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    augment = AugmentConfig(views=views)  # type: ignore[arg-type]
+    plain = list(epoch(split, augment))
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    assert_equal(list(epoch(split, augment)), plain)
+    assert pinned == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    batches = list(epoch(split, augment))
+    assert_equal(batches, plain)
+    held = {id(tensor) for each in batches for tensor in (*each.views, each.labels, each.indices)}
+    assert held == {id(tensor) for tensor in pinned}
+    assert len(pinned) == 4 * (4 if views == "independent" else 3)
+
+
 def test_global_generators_stay_untouched(split: ArraySplit) -> None:
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index] # noqa: NPY002
     for workers in (0, 2):

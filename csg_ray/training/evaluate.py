@@ -118,19 +118,20 @@ def measure_split(
     method.eval()
     settings = config.evaluation
     confusion = ConfusionMatrix(len(split.class_names))
-    sampled = _energy_sample(len(split), settings.hse_max_images)
+    sampled = _energy_sample(len(split), settings.hse_max_images).to(device)
     features, finite = [], torch.ones((), dtype=torch.bool, device=device)
     for batch in eval_batches(
         split, image_size(config.data), settings.batch_size, config.data.workers
     ):
-        images = batch.views[0].to(device)
+        batch = batch.to(device)
+        images = batch.views[0]
         maps = method.features(images)
         scores = method.classify(maps)
         finite &= scores.isfinite().all()
         if settings.flip:
             scores = scores.sigmoid() + method.predict(images.flip(3)).sigmoid()
-        confusion.update(scores.argmax(dim=1), batch.labels.to(device))
-        features.append(maps[TASK_STAGE].mean(dim=(2, 3))[sampled[batch.indices].to(device)])
+        confusion.update(scores.argmax(dim=1), batch.labels)
+        features.append(maps[TASK_STAGE].mean(dim=(2, 3))[sampled[batch.indices]])
     method.train(was_training)
     energies = hyperspherical_energies(torch.cat(features))
     return Evaluation(confusion, energies, bool(finite), split.class_names)
