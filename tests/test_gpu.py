@@ -1,0 +1,78 @@
+"""What only a CUDA device can show: `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from csg_ray.config.methods import CSGConfig
+from csg_ray.config.run import DataConfig, RunConfig, TrainConfig
+from csg_ray.metrics import hyperspherical_energies
+from csg_ray.training.checkpoint import load_checkpoint
+from csg_ray.training.loop import Metrics, fit
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.timeout(120),
+]
+
+CONFIG = RunConfig(
+    data=DataConfig(num_train=96, num_val=20),
+    method=CSGConfig(queue_size=40),
+    train=TrainConfig(epochs=2, learning_rate=0.01),
+)
+
+
+def _train(folder: Path, resume_from: Path | None = None) -> list[Metrics]:
+    """The reports of a training; its checkpoints go to `folder`, one an epoch."""
+    reports: list[Metrics] = []
+
+    def on_epoch_end(metrics: Metrics, save: Callable[[Path], None]) -> None:
+        reports.append(metrics)
+        save(folder / f"{metrics['epoch']}.pt")
+
+    folder.mkdir()
+    torch.cuda.reset_peak_memory_stats()
+    fit(CONFIG, on_epoch_end, resume_from=resume_from)
+    # It did run there: weights, momentum and queues alone are larger.
+    assert torch.cuda.max_memory_allocated() > 2e6
+    return reports
+
+
+def test_two_epochs_on_cuda(tmp_path: Path) -> None:
+    reports = _train(tmp_path / "run")
+    assert [report["epoch"] for report in reports] == [1, 2]
+    assert [report["diverged"] for report in reports] == [0, 0]
+    assert all(math.isfinite(value) for report in reports for value in report.values())
+
+
+def test_a_resumed_training_on_cuda_is_as_good_as_the_same(tmp_path: Path) -> None:
+    (_, straight) = _train(tmp_path / "straight")
+    (resumed,) = _train(tmp_path / "resumed", resume_from=tmp_path / "straight" / "1.pt")
+    # Not bitwise: the order of sums is not fixed on CUDA.
+    for name in ("train/loss", "train/nce", "source_val/hse", "target_val/hse"):
+        assert resumed[name] == pytest.approx(straight[name], rel=1e-3), name
+    first, second = (
+        load_checkpoint(tmp_path / run / "2.pt")["repeats"][0] for run in ("straight", "resumed")
+    )
+    assert first["step"] == second["step"] == 6
+    assert first["rng"]["cuda"].equal(second["rng"]["cuda"])
+    for name, tensor in first["method"].items():
+        if isinstance(tensor, torch.Tensor):
+            torch.testing.assert_close(second["method"][name], tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_energies_on_cuda_equal_those_on_the_cpu() -> None:
+    features = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0))
+    features[7] = features[8]
+    features[9] = 0
+    here, there = hyperspherical_energies(features), hyperspherical_energies(features.cuda())
+    assert (there.pairs, there.duplicates, there.zero_rows) == (2999 * 2998 // 2 - 1, 1, 1)
+    assert (here.pairs, here.duplicates, here.zero_rows) == (2999 * 2998 // 2 - 1, 1, 1)
+    for name in ("power0", "power0_distance", "power1", "power2"):
+        assert getattr(there, name) == pytest.approx(getattr(here, name), rel=1e-5), name
