@@ -9,8 +9,7 @@ import pytest
 
 from csg_ray.config.errors import UserError
 from csg_ray.methods import build_method
-from csg_ray.scale.resources import checkpoint_bytes, plan
-from csg_ray.scale.tuner import check_weights
+from csg_ray.scale.resources import check_weights, checkpoint_bytes, plan
 from csg_ray.search_space import SearchSpace, parse_search_space
 from csg_ray.training.checkpoint import save_checkpoint
 from csg_ray.training.optim import build_optimizer

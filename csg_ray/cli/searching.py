@@ -67,8 +67,7 @@ def continue_study(directory: Path, more: int, verbose: bool) -> None:
 def show_plan(space_file: Path, trials: int | None, settings: list[str]) -> None:
     """Print what a search would do and take."""
     space = _load(space_file, trials, settings)
-    from csg_ray.scale.resources import plan
-    from csg_ray.scale.tuner import check_weights
+    from csg_ray.scale.resources import check_weights, plan
 
     layout = plan(space)
     check_weights(space)

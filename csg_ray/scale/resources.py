@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig
 from csg_ray.config.run import RunConfig
+from csg_ray.models.encoders import build_encoder
 from csg_ray.models.resnet import build_resnet
 from csg_ray.search_space import ResourcesConfig, SearchSpace
 
@@ -110,3 +112,16 @@ def queue_length(config: RunConfig) -> int:
     if size == "auto":
         return min(65536, int(0.43 * config.data.num_train * config.method.patch_grid**2))
     return size
+
+
+def check_weights(space: SearchSpace) -> None:
+    """Load the weights of every model that the space may draw, so that no trial has to find out.
+
+    Raises:
+        UserError: weights cannot be had, or do not fit.
+    """
+    models = {path: d for path, d in space.space.items() if path.startswith("model.")}
+    first = space.first_point()
+    drawn = itertools.product(*([(p, end) for end in d.ends()] for p, d in models.items()))
+    for model in {space.config_for(first | dict(choice)).model for choice in drawn}:
+        build_encoder(model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import errno
-import itertools
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -15,14 +14,13 @@ from csg_ray.config.errors import UserError
 from csg_ray.config.load import installed_version
 from csg_ray.config.reader import dump_yaml, read_yaml
 from csg_ray.data.load import load_splits
-from csg_ray.models.encoders import build_encoder
 from csg_ray.results.progress import Progress
 from csg_ray.results.provenance import collect_provenance, compare_provenance
 from csg_ray.results.study import STUDY_FORMAT, Trial, load_study
 from csg_ray.results.table import write_table
 from csg_ray.scale.driver import StudyDriver
 from csg_ray.scale.lock import StudyLock
-from csg_ray.scale.resources import Plan, plan
+from csg_ray.scale.resources import Plan, check_weights, plan
 from csg_ray.search_space import SearchSpace
 from csg_ray.training.records import write_atomically
 
@@ -95,19 +93,6 @@ def restore_study(directory: Path, more: int, progress: Progress, verbose: bool)
 def _provenance(space: SearchSpace) -> dict[str, Any]:
     check_weights(space)
     return collect_provenance(load_splits(space.config_for(space.first_point()).data).fingerprint)
-
-
-def check_weights(space: SearchSpace) -> None:
-    """Load the weights of every model that the space may draw, so that no trial has to find out.
-
-    Raises:
-        UserError: weights cannot be had, or do not fit.
-    """
-    models = {path: d for path, d in space.space.items() if path.startswith("model.")}
-    first = space.first_point()
-    drawn = itertools.product(*([(p, end) for end in d.ends()] for p, d in models.items()))
-    for model in {space.config_for(first | dict(choice)).model for choice in drawn}:
-        build_encoder(model)
 
 
 def _report_changes(directory: Path, changed: dict[str, Any], progress: Progress) -> None:
