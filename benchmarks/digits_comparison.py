@@ -29,6 +29,7 @@ import torch
 from csg_ray.config import RunConfig, override_config
 from csg_ray.data.load import load_splits
 from csg_ray.methods import build_method
+from csg_ray.metrics import HSE_WORST
 from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.selection import spearman
 from csg_ray.results.study import load_study
@@ -199,16 +200,20 @@ def interval(values: list[float]) -> str:
 
 
 def table(measured: dict[str, list[list[tuple[float, float]]]]) -> str:
-    """Markdown: accuracy over runs and over studies, HSE over runs."""
+    """Markdown: accuracy and HSE by arm; a collapsed run gives every image the same features."""
     lines = [
-        "| arm | accuracy, 9 runs | accuracy, 3 groups | HSE, 9 runs |",
-        "|---|---|---|---|",
+        "| arm | accuracy, 9 runs | 3 groups | median | collapsed | HSE, 9 runs | median |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, groups in measured.items():
-        accuracy = interval([run[0] for group in groups for run in group])
+        accuracies = [run[0] for group in groups for run in group]
+        energies = [run[1] for group in groups for run in group]
         studies = interval([statistics.mean(run[0] for run in group) for group in groups])
-        energy = interval([run[1] for group in groups for run in group])
-        lines.append(f"| {name} | {accuracy} | {studies} | {energy} |")
+        collapsed = sum(energy == HSE_WORST["hse"] for energy in energies)
+        lines.append(
+            f"| {name} | {interval(accuracies)} | {studies} | {statistics.median(accuracies):.3f} "
+            f"| {collapsed} | {interval(energies)} | {statistics.median(energies):.3f} |"
+        )
     return "\n".join(lines)
 
 

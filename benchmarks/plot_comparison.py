@@ -33,7 +33,7 @@ def draw_arms(axes: Axes, results: dict[str, list[list[list[float]]]]) -> None:
             )
     axes.set_yticks(range(len(results)), list(results))
     axes.invert_yaxis()
-    axes.set_xlim(0.4, None)
+    axes.set_xlim(0.0, 0.85)
     axes.set_xlabel("mean class accuracy on target_test (sealed, opened once)")
     axes.set_title("Four ways to train, nine runs each", loc="left")
 
