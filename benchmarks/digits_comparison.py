@@ -3,7 +3,8 @@
     python benchmarks/digits_comparison.py OUT
 
 1. The base learning rate is tuned for vanilla (grid, three seeds, by target_val accuracy).
-2. Vanilla (M, learning rate) and CSG (the five) are searched, three study seeds each.
+2. Vanilla (M, learning rate) and CSG (the five) are searched, 16 trials, three study
+   seeds each.
 3. Every pick is retrained with three training seeds that no search saw; the two settings that need
    no search (vanilla as is, CSG as published) with nine.
 4. The sealed target_test is opened once for all of them.
@@ -44,6 +45,7 @@ from csg_ray.training.records import CHECKPOINT_FILE, read_results
 SPACES = Path(__file__).parents[1] / "search_spaces"
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 STUDY_SEEDS = (0, 1, 2)
+NUM_TRIALS = 16
 TRAINING_SEEDS = (1000, 1001, 1002)
 ACCURACY, HSE = "target_val/mean_class_accuracy", "target_val/hse"
 T_95 = {2: 12.706, 3: 4.303, 9: 2.306}  # Student's t, 97.5 %, by sample size
@@ -126,7 +128,8 @@ def search(out: Path, space_file: str, settings: dict[str, Any]) -> list[Path]:
     """One study a seed."""
     directories = []
     for seed in STUDY_SEEDS:
-        space = load_search_space(SPACES / space_file, {**settings, "search.seed": seed})
+        sizes = {"search.seed": seed, "search.num_trials": NUM_TRIALS}
+        space = load_search_space(SPACES / space_file, settings | sizes)
         directory = out / "studies" / f"{space.study}-{seed}"
         if (directory / "study.yaml").exists():
             restore_study(directory, 0, Lines(), False)
