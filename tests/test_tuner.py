@@ -255,14 +255,14 @@ def count_lines(directory: Path) -> int:
 @pytest.fixture
 def space_file(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(space_mapping(4, epochs=12, scheduler="none")))
+    path.write_text(yaml.safe_dump(space_mapping(4, epochs=5, scheduler="none")))
     return path
 
 
 def test_interrupted_bereaved_killed_and_restored(
     shared_ray: None, space_file: Path, tmp_path: Path
 ) -> None:
-    """Ctrl-C; a trial's process dies; SIGTERM; the driver is killed; then all is made whole."""
+    """Ctrl-C; then a trial's process dies; then the driver is killed; then all is made whole."""
     directory = tmp_path / "studies" / "small"
     search = Command("search", space_file, "--study", directory, cwd=tmp_path)
     search.wait_until(lambda: count_lines(directory) >= 2)
@@ -275,28 +275,33 @@ def test_interrupted_bereaved_killed_and_restored(
 
     restore = Command("restore", directory, cwd=tmp_path)
     seen = count_lines(directory)
-    restore.wait_until(lambda: count_lines(directory) >= seen + 2)
+    restore.wait_until(lambda: count_lines(directory) >= seen + 1)
     os.kill(a_trial_process(restore.process.pid), signal.SIGKILL)
     seen = count_lines(directory)
     restore.wait_until(lambda: count_lines(directory) >= seen + 3)
-    restore.process.terminate()
-    assert restore.process.wait(timeout=30) == 143
-    assert f"restore {directory}" in restore.output
-
-    killed = Command("restore", directory, cwd=tmp_path)
-    seen = count_lines(directory)
-    killed.wait_until(lambda: count_lines(directory) >= seen + 2)
-    killed.process.kill()
-    killed.process.wait()
+    restore.process.kill()
+    restore.process.wait()
 
     before = {t.id: [dict(line) for line in t.results] for t in load_study(directory).trials}
     restore_study(directory, 0, Recorder(), verbose=False)
     study = load_study(directory)
     assert_whole(study, 4)
-    assert all(trial.epoch == 12 for trial in study.trials)
+    assert all(trial.epoch == 5 for trial in study.trials)
     for trial in study.trials:
         old = before.get(trial.id, [])
         assert [dict(line) for line in trial.results[: len(old)]] == old, "epochs kept as they were"
+
+
+@pytest.mark.slow
+def test_sigterm_says_how_to_go_on(space_file: Path, tmp_path: Path) -> None:
+    """Ray's core has a handler of its own that aborts; ours must be the one that counts."""
+    directory = tmp_path / "s"
+    search = Command("search", space_file, "--study", directory, cwd=tmp_path)
+    search.wait_until(lambda: count_lines(directory) >= 1)
+    search.process.terminate()
+    assert search.process.wait(timeout=30) == 143
+    assert f"restore {directory}" in search.output
+    assert_calm(search.output)
 
 
 def a_trial_process(driver: int) -> int:
