@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -336,23 +337,33 @@ def fill(disk: Path) -> Path:
     return filler
 
 
+class Filler(Recorder):
+    """Fills the disk when the first epochs are in."""
+
+    def __init__(self, disk: Path) -> None:
+        super().__init__()
+        self._disk = disk
+
+    def trial_updated(self, update: TrialUpdate) -> None:
+        super().trial_updated(update)
+        if sum(bool(known.epoch) for known in self.updates) == 2:
+            fill(self._disk)
+
+
 def test_a_full_disk_pauses_the_study_and_it_restores(
-    shared_ray: None, space_file: Path, small_disk: Path, tmp_path: Path
+    shared_ray: None, small_disk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    space = small_space(4, epochs=3, scheduler="none")
     directory, filler = small_disk / "s", fill(small_disk)
-    refused = Command("search", space_file, "--study", directory, cwd=tmp_path)
-    assert refused.process.wait(timeout=120) == 2, refused.output
-    assert "no space left on the disk" in refused.output
-    assert list(small_disk.iterdir()) == [filler]
+    with pytest.raises(OSError, match="No space left on device"):
+        run_study(space, directory, Recorder(), verbose=False)
+    assert list(small_disk.iterdir()) == [filler], "a refused study leaves nothing"
 
     filler.unlink()
-    search = Command("search", space_file, "--study", directory, cwd=tmp_path)
-    search.wait_until(lambda: count_lines(directory) >= 2)
-    fill(small_disk)
-    assert search.process.wait(timeout=120) == 2, search.output
-    assert "no space left on the disk" in search.output
-    assert f"restore {directory}" in search.output
-    assert_calm(search.output)
+    with pytest.raises(OSError, match="no space left on the disk") as caught:
+        run_study(space, directory, Filler(small_disk), verbose=False)
+    assert caught.value.errno == errno.ENOSPC  # the command line turns it into how to go on
+    assert capfd.readouterr() == ("", ""), "no traceback of Tune's"
     assert not list(directory.glob("trials/*/.*.tmp"))
     assert any(trial.state == "unfinished" for trial in load_study(directory).trials)
 
