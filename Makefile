@@ -47,7 +47,12 @@ test-fast: $(VENV)/.installed-dev
 test-ray: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -m "ray and not slow"
 
-test: test-fast test-ray         ## everything but the slow tests
+# Side by side: the tests that start Ray mostly wait for processes to start.
+test: $(VENV)/.installed-dev     ## everything but the slow tests
+	@$(BIN)/pytest -q > .pytest-fast.log 2>&1 & fast=$$!; \
+	$(BIN)/pytest -q -m "ray and not slow"; ray=$$?; \
+	wait $$fast; fast=$$?; cat .pytest-fast.log; rm .pytest-fast.log; \
+	exit $$((ray | fast))
 
 test-all: $(VENV)/.installed-dev ## with the slow tests
 	$(BIN)/pytest -q -m "not gpu and not data"

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-SMALLER = {"data.num_train": 64, "data.num_val": 20, "train.epochs": 2}
+SMALLER = {"data.num_train": 64, "data.num_val": 20, "train.epochs": 1}
 
 
 def blocks(language: str) -> list[str]:
@@ -37,7 +37,7 @@ def clone(tmp_path: Path) -> Path:
     (tmp_path / ".venv" / ".installed").touch()
     space = yaml.safe_load((ROOT / "search_spaces" / "digits.yaml").read_text())
     space["base"] |= SMALLER
-    space["search"]["num_trials"] = 2
+    space["search"] |= {"num_trials": 2, "grace_period": 1}
     (tmp_path / "search_spaces").mkdir()
     (tmp_path / "search_spaces" / "digits.yaml").write_text(yaml.safe_dump(space))
     return tmp_path
