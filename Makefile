@@ -45,12 +45,12 @@ test-fast: $(VENV)/.installed-dev
 	$(BIN)/pytest -q
 
 test-ray: $(VENV)/.installed-dev
-	$(BIN)/pytest -q -m "ray and not slow"
+	$(BIN)/pytest -q -m "(ray or ranks) and not slow"
 
 # Side by side: the tests that start Ray mostly wait for processes to start.
 test: $(VENV)/.installed-dev     ## everything but the slow tests
 	@$(BIN)/pytest -q > .pytest-fast.log 2>&1 & fast=$$!; \
-	$(BIN)/pytest -q -m "ray and not slow"; ray=$$?; \
+	$(BIN)/pytest -q -m "(ray or ranks) and not slow"; ray=$$?; \
 	wait $$fast; fast=$$?; cat .pytest-fast.log; rm .pytest-fast.log; \
 	exit $$((ray | fast))
 

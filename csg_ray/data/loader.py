@@ -19,6 +19,7 @@ from csg_ray.data.transforms import (
     build_train_transform,
     normalise,
 )
+from csg_ray.distributed import own_share
 from csg_ray.seeding import sub_seed
 
 
@@ -73,9 +74,18 @@ class Batches:
     def __len__(self) -> int:
         return len(self.batch_indices)
 
+    def share_of_each(self) -> Batches:
+        """As many batches, of each this rank's part: the ranks' parts add up to the batch."""
+        parts = tuple(indices[own_share(len(indices))] for indices in self.batch_indices)
+        return Batches(parts, self.load, self.workers)
+
+    def share_of_all(self) -> Batches:
+        """This rank's part of the batches, each as it is, so that sums over it stay the same."""
+        return Batches(self.batch_indices[own_share(len(self))], self.load, self.workers)
+
     def __iter__(self) -> Iterator[Batch]:
         pin_memory = torch.cuda.is_available()
-        if self.workers == 0:
+        if self.workers == 0 or not self.batch_indices:
             batches = map(self.load, self.batch_indices)
             return map(Batch.pin_memory, batches) if pin_memory else batches
         # Its own generator, as a DataLoader draws from the global one otherwise.

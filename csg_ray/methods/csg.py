@@ -22,6 +22,7 @@ from csg_ray.contrastive.embedding import (
 from csg_ray.contrastive.info_nce import info_nce
 from csg_ray.contrastive.negative_queue import NegativeQueue
 from csg_ray.data.loader import Batch, image_size
+from csg_ray.distributed import gather_rows, shares, world_size
 from csg_ray.methods.base import (
     LOSS_WORST,
     ParameterGroup,
@@ -103,8 +104,21 @@ class CSG(ReferenceMethod):
         update_ema(self.ema_projection_heads, self.projection_heads, self.ema_momentum)
         for stage, keys in self._pending_keys.items():
             # A key that is not finite makes the loss NaN, and then no step is taken.
-            self._queue(stage).enqueue(keys, known_finite=True)
+            self._queue(stage).enqueue(self._keys_of_all_ranks(keys), known_finite=True)
         self._pending_keys = {}
+
+    def _keys_of_all_ranks(self, keys: Tensor) -> Tensor:
+        """The keys of the whole batch in the order that one process would make them.
+
+        So every rank's queue holds the same keys. They are patch-major (`split_patches`), hence the
+        images' axis goes first for the exchange.
+        """
+        if world_size() == 1:
+            return keys
+        patches = self.settings.patch_grid**2
+        per_image = keys.view(patches, -1, keys.shape[1]).transpose(0, 1)
+        whole = gather_rows(per_image, shares(self.config.train.batch_size))
+        return whole.transpose(0, 1).flatten(0, 1)
 
     def _query(self, stage: str, maps: dict[int, Tensor]) -> Tensor:
         """Queries (N * grid^2, D) of unit length, with gradient through features and attention."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from csg_ray.config.run import RunConfig
 from csg_ray.data.loader import eval_batches, image_size
 from csg_ray.data.splits import DomainSplits, Split
+from csg_ray.distributed import gather_features, sum_over_ranks
 from csg_ray.methods import build_method
 from csg_ray.methods.base import TASK_STAGE, Method
 from csg_ray.metrics import (
@@ -113,28 +114,34 @@ def evaluate_split(
 def measure_split(
     method: Method, split: Split, config: RunConfig, device: torch.device
 ) -> Evaluation:
-    """Run the method over a split; it is in training mode afterwards if it was before."""
+    """Run the method over a split; it is in training mode afterwards if it was before.
+
+    Several ranks deal out the batches, and each returns what one process would.
+    """
     was_training = method.training
     method.eval()
     settings = config.evaluation
     confusion = ConfusionMatrix(len(split.class_names))
     sampled = _energy_sample(len(split), settings.hse_max_images).to(device)
-    features, finite = [], torch.ones((), dtype=torch.bool, device=device)
-    for batch in eval_batches(
-        split, image_size(config.data), settings.batch_size, config.data.workers
-    ):
+    features: list[Tensor] = []
+    non_finite = torch.zeros((), dtype=torch.int64, device=device)
+    batches = eval_batches(split, image_size(config.data), settings.batch_size, config.data.workers)
+    for batch in batches.share_of_all():
         batch = batch.to(device)
         images = batch.views[0]
         maps = method.features(images)
         scores = method.classify(maps)
-        finite &= scores.isfinite().all()
+        non_finite += (~scores.isfinite()).sum()
         if settings.flip:
             scores = scores.sigmoid() + method.predict(images.flip(3)).sigmoid()
         confusion.update(scores.argmax(dim=1), batch.labels)
         features.append(maps[TASK_STAGE].mean(dim=(2, 3))[sampled[batch.indices]])
     method.train(was_training)
-    energies = hyperspherical_energies(torch.cat(features))
-    return Evaluation(confusion, energies, bool(finite), split.class_names)
+    counts = torch.cat([confusion.counts.flatten(), non_finite.cpu().view(1)]).to(device)
+    *cells, bad_scores = sum_over_ranks(counts).tolist()
+    confusion.counts = torch.tensor(cells).view_as(confusion.counts)
+    energies = hyperspherical_energies(gather_features(features, device))
+    return Evaluation(confusion, energies, bad_scores == 0, split.class_names)
 
 
 def _energy_sample(count: int, at_most: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The training loop: plain PyTorch, one process, and no idea who listens."""
+"""The training loop: plain PyTorch, in one process or several, and no idea who listens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from csg_ray.config.run import RunConfig
 from csg_ray.data.load import load_splits
 from csg_ray.data.loader import Batch, image_size, train_batches
 from csg_ray.data.splits import DomainSplits
+from csg_ray.distributed import on_rank_zero, rank, shares, sum_over_ranks, world_size
 from csg_ray.methods import build_method
 from csg_ray.methods.base import LOSS_WORST, EpochContext
 from csg_ray.metrics import HSE_WORST
@@ -24,6 +26,7 @@ from csg_ray.seeding import rng_state, seed_everything, set_rng_state, sub_seed
 from csg_ray.training.checkpoint import config_differences, load_checkpoint, save_checkpoint
 from csg_ray.training.evaluate import measure_split, worst_metrics
 from csg_ray.training.optim import build_optimizer, schedule_learning_rate
+from csg_ray.training.spread import spread
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,9 @@ class Training:
         batch_size = config.train.batch_size
         self.steps_per_epoch = len(splits.source_train) // batch_size
         self.method = build_method(config, len(splits.class_names), self.steps_per_epoch).to(device)
+        self._training_loss = spread(self.method, config)
         self.optimizer = build_optimizer(self.method, config.train)
+        self._share = shares(batch_size)[rank()] / batch_size
         self.step = 0
         self.skipped_in_a_row = 0
         self._rng = rng_state()
@@ -108,12 +113,14 @@ class Training:
         sums: dict[str, torch.Tensor] = {}
         skipped = 0
         started = time.perf_counter()
-        for batch in batches:
+        for batch in batches.share_of_each():
             logs, stepped = self._train_step(batch.to(self.device))
             skipped += not stepped
             for name, value in logs.items():
                 sums[name] = sums[name] + value if name in sums else value.double()
-        metrics = {f"train/{name}": float(total) / len(batches) for name, total in sums.items()}
+        totals = sum_over_ranks(torch.stack(list(sums.values())) * self._share).tolist()
+        means = {name: total / len(batches) for name, total in zip(sums, totals, strict=True)}
+        metrics = {f"train/{name}": value for name, value in means.items()}
         metrics["train/skipped_steps"] = float(skipped)
         images = len(batches) * config.train.batch_size
         metrics["images_per_second"] = images / (time.perf_counter() - started)
@@ -123,22 +130,27 @@ class Training:
         """One step; its logs, and whether the parameters moved."""
         total_steps = self.steps_per_epoch * self.config.train.epochs
         schedule_learning_rate(self.optimizer, self.config.train, self.step, total_steps)
-        output = self.method.training_loss(batch)
+        output = self._training_loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(output.loss)
+        # DDP averages over the ranks; so weighted, that is the gradient of the whole batch's mean.
+        torch.autograd.backward(output.loss * (self._share * world_size()))
         self.method.after_backward()
         self.step += 1
-        if stepped := self._is_healthy(output.loss.detach()):
+        if stepped := self._is_healthy(output.loss.detach() * self._share):
             self.optimizer.step()
             self.method.after_step(self.optimizer, self.step, total_steps)
         return {"loss": output.loss.detach(), **output.logs}, stepped
 
     def _is_healthy(self, loss: torch.Tensor) -> bool:
-        """Whether the gradients may be used; reads loss and norm in one wait for the device."""
+        """Whether the gradients may be used; reads loss and norm in one wait for the device.
+
+        The loss is summed over the ranks, and DDP has made their gradients equal, so that all of
+        them decide alike.
+        """
         parameters = self.method.parameters()
         gradients = [param.grad for param in parameters if param.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        loss_value, norm_value = torch.stack([loss, norm]).tolist()
+        loss_value, norm_value = torch.stack([sum_over_ranks(loss), norm]).tolist()
         if not math.isfinite(loss_value):
             raise DivergedError(f"the loss is {loss_value} at step {self.step}")
         # Written so that a norm that is NaN is refused too.
@@ -161,6 +173,10 @@ def fit(
 ) -> None:
     """Train, and report after every epoch.
 
+    In a process group its ranks train one model together, each on its share of every batch of
+    `train.batch_size`: the numbers are those of one process, whatever their number. Rank 0 alone
+    reads the checkpoint and reports.
+
     Args:
         config: the whole training; its seed is that of repeat 0.
         on_epoch_end: called with the epoch's metrics (flat, finite, the same keys every time) and a
@@ -171,7 +187,7 @@ def fit(
     Raises:
         UserError: weights or data cannot be had, or the checkpoint is not of this training.
     """
-    state = None if resume_from is None else _load_state(resume_from, config, repeats)
+    state = on_rank_zero(lambda: _load_state(resume_from, config, repeats))
     if state is not None and state["metrics"]["diverged"]:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -184,7 +200,8 @@ def fit(
         finished = state["epoch"]
     for epoch in range(finished + 1, config.train.epochs + 1):
         metrics = _run_epoch(trainings, epoch)
-        on_epoch_end(metrics, _checkpoint_writer(config, trainings, metrics))
+        write = _checkpoint_writer(config, trainings, metrics)
+        on_rank_zero(partial(on_epoch_end, metrics, write))
         if metrics["diverged"]:
             return
 
@@ -248,8 +265,10 @@ def _checkpoint_writer(
     return write
 
 
-def _load_state(path: Path, config: RunConfig, repeats: int) -> dict[str, Any]:
-    """A checkpoint that is known to belong to this training."""
+def _load_state(path: Path | None, config: RunConfig, repeats: int) -> dict[str, Any] | None:
+    """A checkpoint that is known to belong to this training, if there is one to go on from."""
+    if path is None:
+        return None
     state = load_checkpoint(path)
     differences = config_differences(state["config"], config)
     if len(state["repeats"]) != repeats:

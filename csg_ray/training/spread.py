@@ -1,0 +1,61 @@
+"""One method trained by several processes: the loss whose gradients they average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from csg_ray.config.errors import UserError
+from csg_ray.config.run import RunConfig
+from csg_ray.data.loader import Batch
+from csg_ray.distributed import communication_device, world_size
+from csg_ray.methods.base import Method, StepOutput
+
+
+class _TrainingLoss(nn.Module):
+    """`training_loss` as a forward pass, which is where DDP prepares its averaging."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Batch) -> StepOutput:
+        return self.method.training_loss(batch)
+
+
+def spread(method: Method, config: RunConfig) -> Callable[[Batch], StepOutput]:
+    """The method's training loss; among several ranks its backward pass averages the gradients.
+
+    BatchNorm that is not frozen takes its statistics over the batches of all ranks (GPUs only).
+
+    Raises:
+        UserError: there are more workers than images in a batch, or BatchNorm that is not frozen
+            on several workers without GPUs.
+    """
+    loss = _TrainingLoss(method)
+    workers = world_size()
+    if workers == 1:
+        return loss
+    device = communication_device()
+    if workers > config.train.batch_size:
+        raise UserError(
+            f"train.batch_size is {config.train.batch_size}, fewer images than the {workers} "
+            "workers; raise it, or take fewer workers"
+        )
+    if not config.model.freeze_batch_norm:
+        if device.type == "cpu":
+            raise UserError(
+                "model.freeze_batch_norm is false, but on CPUs several workers cannot share "
+                "BatchNorm's statistics; set it to true, or train with one worker"
+            )
+        method.encoder = nn.SyncBatchNorm.convert_sync_batchnorm(method.encoder)  # type: ignore[no-untyped-call]
+    return DistributedDataParallel(
+        loss,
+        device_ids=None if device.type == "cpu" else [torch.cuda.current_device()],
+        # The queues are equal on every rank already, and BatchNorm is frozen or synchronised.
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
