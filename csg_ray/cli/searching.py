@@ -67,9 +67,10 @@ def continue_study(directory: Path, more: int, verbose: bool) -> None:
 def show_plan(space_file: Path, trials: int | None, settings: list[str]) -> None:
     """Print what a search would do and take."""
     space = _load(space_file, trials, settings)
+    from csg_ray.scale.cluster import find_cluster
     from csg_ray.scale.resources import check_weights, plan
 
-    layout = plan(space)
+    layout = plan(space, find_cluster())
     check_weights(space)
     goals = ", ".join(f"{goal.metric} ({goal.mode})" for goal in space.objectives)
     search = space.search
@@ -80,8 +81,8 @@ def show_plan(space_file: Path, trials: int | None, settings: list[str]) -> None
         f"{len(space.points_to_evaluate)} of them given in the file",
         "search": f"{search.sampler} sampler, {search.scheduler} scheduler, "
         f"{search.repeats} training(s) per setting",
-        "at a time": f"{layout.concurrent} trials, each {layout.cpus_per_trial:g} CPU "
-        f"and {layout.gpus_per_trial:g} GPU",
+        "at a time": f"{layout.concurrent} trials, each {layout.workers} worker(s) of "
+        f"{layout.cpus_per_worker:g} CPU and {layout.gpus_per_worker:g} GPU",
         "machine": f"{layout.cluster_cpus:g} CPU, {layout.cluster_gpus:g} GPU",
         "disk": f"{describe_bytes(layout.disk_bytes)} at most, "
         f"{describe_bytes(layout.checkpoint_bytes_per_trial)} a trial",

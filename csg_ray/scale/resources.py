@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from dataclasses import dataclass
 
@@ -14,78 +13,128 @@ from csg_ray.config.methods import CSGConfig
 from csg_ray.config.run import RunConfig
 from csg_ray.models.encoders import build_encoder
 from csg_ray.models.resnet import build_resnet
+from csg_ray.scale.cluster import Cluster
 from csg_ray.search_space import ResourcesConfig, SearchSpace
 
 BYTES_PER_NUMBER = 4
 
 
+# What the processes that steer a nested trial take: its actor, Ray Train's controller and barrier.
+DRIVER_BYTES = 1 << 30
+
+
 @dataclass(frozen=True)
 class Plan:
-    """How a study will run. Bytes are of checkpoints, the bulk of a study directory."""
+    """How a study will run. Bytes are of checkpoints, the bulk of a study directory.
+
+    Attributes:
+        workers: processes that train one trial; with more than one they are a Ray Train run.
+        cluster_cpus: of all machines, as `cluster_gpus`.
+    """
 
     trials: int
     epochs: int
     concurrent: int
-    cpus_per_trial: float
-    gpus_per_trial: float
+    workers: int
+    cpus_per_worker: int
+    gpus_per_worker: float
     cluster_cpus: float
     cluster_gpus: float
     checkpoint_bytes_per_trial: int
     disk_bytes: int
 
 
-def local_resources() -> tuple[int, int]:
-    """CPUs this process may use, and visible GPUs."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it, macOS has not
-    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return cpus, torch.cuda.device_count()
-
-
-def plan(space: SearchSpace, cpus: float | None = None, gpus: float | None = None) -> Plan:
-    """Lay a study out over the CPUs and GPUs there are (this machine's unless given).
+def plan(space: SearchSpace, cluster: Cluster) -> Plan:
+    """Lay a study out over the machines of a cluster.
 
     Raises:
         UserError: one trial can never fit, with the numbers.
     """
-    local_cpus, local_gpus = local_resources()
-    cpus = local_cpus if cpus is None else cpus
-    gpus = local_gpus if gpus is None else gpus
-    resources = space.resources
-    if resources.workers_per_trial > 1:
-        raise UserError(
-            f"resources.workers_per_trial is {resources.workers_per_trial}: trials over several "
-            "workers are not in this version yet; set it to 1"
-        )
-    for kind, needed, there in (
-        ("cpu", resources.cpus_per_worker, cpus),
-        ("gpu", resources.gpus_per_worker, gpus),
-    ):
-        if needed > there:
-            raise UserError(
-                f"resources.{kind}s_per_worker is {needed:g}, but there are {there:g} "
-                f"{kind.upper()}s in all, so no trial can ever start; set it to at most {there:g}"
-            )
-    concurrent = min(int(cpus // resources.cpus_per_worker), _gpu_slots(resources, gpus))
-    search = space.search
-    concurrent = min(concurrent, search.max_concurrent or concurrent, search.num_trials)
+    resources, search = space.resources, space.search
+    concurrent = _trials_at_a_time(resources, cluster)
     config = space.config_for(space.first_point())
+    _check_batch(space, config)
     per_trial = checkpoint_bytes(config) * search.repeats
     return Plan(
         trials=search.num_trials,
         epochs=config.train.epochs,
-        concurrent=max(1, concurrent),
-        cpus_per_trial=resources.cpus_per_worker,
-        gpus_per_trial=resources.gpus_per_worker,
-        cluster_cpus=cpus,
-        cluster_gpus=gpus,
+        concurrent=min(concurrent, search.max_concurrent or concurrent, search.num_trials),
+        workers=resources.workers_per_trial,
+        cpus_per_worker=resources.cpus_per_worker,
+        gpus_per_worker=resources.gpus_per_worker,
+        cluster_cpus=sum(node.cpus for node in cluster.nodes),
+        cluster_gpus=sum(node.gpus for node in cluster.nodes),
         checkpoint_bytes_per_trial=per_trial,
         disk_bytes=per_trial * search.num_trials,
     )
 
 
-def _gpu_slots(resources: ResourcesConfig, gpus: float) -> int:
-    """Trials that the GPUs hold at a time; a fraction of a GPU does not span two of them."""
-    share = resources.gpus_per_worker
+def check_worker(what: str, cpus: float, gpus: float, cluster: Cluster) -> None:
+    """Refuse a worker that fits on no machine.
+
+    Args:
+        what: the setting or option that asks for it, with `{kind}` for cpu or gpu.
+        cpus: of one worker.
+        gpus: of one worker.
+        cluster: the machines.
+
+    Raises:
+        UserError: no machine has as many CPUs or GPUs.
+    """
+    for kind, needed, there in (
+        ("cpu", cpus, max(node.cpus for node in cluster.nodes)),
+        ("gpu", gpus, max(node.gpus for node in cluster.nodes)),
+    ):
+        if needed > there:
+            where = "" if len(cluster.nodes) == 1 else " on any one machine"
+            raise UserError(
+                f"{what.format(kind=kind)} is {needed:g}, but {cluster.name} has {there:g} "
+                f"{kind.upper()}s{where}, so no worker can ever start; set it to at most {there:g}"
+            )
+
+
+def workers_that_fit(cpus: float, gpus: float, cluster: Cluster) -> int:
+    """How many workers all machines hold at a time; a worker is never spread over two."""
+    return sum(
+        min(int(node.cpus // cpus), _gpu_slots(gpus, node.gpus)) for node in cluster.nodes
+    )
+
+
+def _trials_at_a_time(resources: ResourcesConfig, cluster: Cluster) -> int:
+    cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
+    check_worker("resources.{kind}s_per_worker", cpus, gpus, cluster)
+    room, needed = workers_that_fit(cpus, gpus, cluster), resources.workers_per_trial
+    if needed > room:
+        raise UserError(
+            f"resources.workers_per_trial is {needed}, but {cluster.name} holds {room} workers of "
+            f"{cpus:g} CPU and {gpus:g} GPU, so no trial can ever start; set it to at most {room}"
+        )
+    if needed == 1:
+        return room
+    drivers = sum(int(node.memory // DRIVER_BYTES) for node in cluster.nodes)
+    if drivers == 0:
+        raise UserError(
+            f"resources.workers_per_trial is {needed}, and a trial of several workers takes 1 GiB "
+            f"of memory to steer, which no machine of {cluster.name} has; set it to 1"
+        )
+    return min(room // needed, drivers)
+
+
+def _check_batch(space: SearchSpace, config: RunConfig) -> None:
+    """A batch that is dealt out must have an image for every worker."""
+    workers = space.resources.workers_per_trial
+    sizes = [config.train.batch_size]
+    if (searched := space.space.get("train.batch_size")) is not None:
+        sizes = [int(end) for end in searched.ends()]
+    if workers > min(sizes):
+        raise UserError(
+            f"resources.workers_per_trial is {workers}, more than the {min(sizes)} images of "
+            "train.batch_size; set it to at most that"
+        )
+
+
+def _gpu_slots(share: float, gpus: float) -> int:
+    """Workers that a machine's GPUs hold; a fraction of a GPU does not span two of them."""
     if share == 0:
         return sys.maxsize
     return int(gpus // share) if share >= 1 else int(gpus) * int(1 / share + 1e-9)

@@ -87,6 +87,12 @@ def parse_resources(mapping: dict[Any, Any]) -> ResourcesConfig:
     gpus = resources.gpus_per_worker
     if gpus > 1 and gpus != int(gpus):
         raise UserError(f"resources.gpus_per_worker must be whole above 1, not {gpus}; round it")
+    if resources.workers_per_trial > 1 and gpus != int(gpus):
+        raise UserError(
+            f"resources.gpus_per_worker must be whole when resources.workers_per_trial is "
+            f"{resources.workers_per_trial}, not {gpus}: two workers of a trial on one GPU cannot "
+            "exchange gradients; set it to 1, or workers_per_trial to 1"
+        )
     return resources
 
 

@@ -1,0 +1,199 @@
+"""The Ray that a study or run uses: a cluster that is joined, or one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from csg_ray.config.errors import UserError
+
+# What is left for tasks and actors beside Ray's object store, as Ray itself counts.
+MEMORY_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine offers to trials: CPUs, GPUs, bytes of memory."""
+
+    cpus: float
+    gpus: float
+    memory: float = float(sys.maxsize)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The machines there are, or can be when they are started on demand.
+
+    Attributes:
+        address: of the Ray that was joined; None: one is started on this machine when needed.
+    """
+
+    nodes: tuple[Node, ...]
+    address: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return "this machine" if self.address is None else f"the cluster at {self.address}"
+
+
+def find_cluster(verbose: bool = False) -> Cluster:
+    """The cluster that RAY_ADDRESS names, joined from now on; else this machine, still without Ray.
+
+    Raises:
+        UserError: the cluster cannot be reached, runs another Ray or Python, or wants a token.
+    """
+    wanted = os.environ.get("RAY_ADDRESS", "local")
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return _joined()
+    if wanted == "local":
+        return Cluster((local_node(),))
+    _join(wanted, verbose)
+    return _joined()
+
+
+def local_node() -> Node:
+    """The CPUs that this process may use, the visible GPUs, and memory."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it, macOS has not
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * MEMORY_SHARE
+    return Node(cpus, torch.cuda.device_count(), memory)
+
+
+@contextmanager
+def running(cluster: Cluster, verbose: bool) -> Iterator[None]:
+    """Ray, for as long as the block takes: the joined one, or one that begins and ends here."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    (node,) = cluster.nodes
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Nothing here asks the dashboard; starting it costs seconds and a gigabyte.
+    _init(verbose, num_cpus=int(node.cpus), num_gpus=int(node.gpus), include_dashboard=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_shared(directory: Path, cluster: Cluster) -> None:
+    """Refuse a local directory that another machine of the cluster does not see.
+
+    Args:
+        directory: of the study or run; its nearest folder that exists is tried.
+        cluster: the one that was joined.
+
+    Raises:
+        UserError: a machine does not see it.
+    """
+    if cluster.address is None:
+        return
+    above = next(folder for folder in directory.absolute().parents if folder.is_dir())
+    with tempfile.NamedTemporaryFile(dir=above, prefix=".csg-ray-") as probe:
+        blind = _nodes_without(probe.name)
+    if blind:
+        raise UserError(
+            f"{directory} is on a disk that {', '.join(blind)} of {cluster.name} cannot see; put "
+            "it on a file system that all machines share, or on an object store with --storage"
+        )
+
+
+def _nodes_without(path: str) -> list[str]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0)(_exists)
+    asked = {
+        node["NodeManagerAddress"]: look.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(path)
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    return [address for address, found in asked.items() if not ray.get(found)]
+
+
+def _exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _join(address: str, verbose: bool) -> None:
+    if _has_token():  # Ray looks for it by itself only where it starts a cluster
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        _init(verbose, address=address)
+    except (ConnectionError, TimeoutError, ValueError) as error:
+        raise UserError(
+            f"RAY_ADDRESS is {address}, but no Ray answers there ({_first_line(error)}); start "
+            "the cluster, or unset RAY_ADDRESS to use this machine alone"
+        ) from error
+    except RuntimeError as error:
+        raise UserError(
+            f"the cluster at {address} cannot be joined ({_reason(error)}); install the same "
+            "versions on both sides"
+        ) from error
+
+
+def _has_token() -> bool:
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
+
+
+def _init(verbose: bool, **options: Any) -> None:
+    import ray
+
+    level = logging.INFO if verbose else logging.ERROR
+    # Ray's core aborts on SIGTERM (Slurm, Kubernetes) with a C++ trace; ours says how to go on.
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(log_to_driver=verbose, logging_level=level, **options)
+    signal.signal(signal.SIGTERM, handler)
+
+
+def _joined() -> Cluster:
+    import ray
+
+    nodes = [
+        _node(node["Resources"]) for node in ray.nodes() if node["Alive"] and node["Resources"]
+    ]
+    address = ray.get_runtime_context().gcs_address
+    return Cluster(tuple(_nodes_on_demand() or nodes), address)
+
+
+def _node(resources: dict[str, float]) -> Node:
+    memory = resources.get("memory", float(sys.maxsize))
+    return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0), memory)
+
+
+def _nodes_on_demand() -> list[Node]:
+    """Every machine that the autoscaler may have up at a time; empty without an autoscaler."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    if config is None:
+        return []
+    return [
+        _node(dict(group.resources))
+        for group in config.node_group_configs
+        for _ in range(min(group.max_count, 10_000))
+    ]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _reason(error: Exception) -> str:
+    """Ray's message on one line."""
+    return " ".join(str(error).split())
