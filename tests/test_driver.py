@@ -15,7 +15,7 @@ from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.study import load_study
 from csg_ray.scale.driver import LiveTrial, StudyDriver
 from csg_ray.search_space import SearchSpace, parse_search_space
-from csg_ray.training.records import append_result
+from csg_ray.storage.records import append_result
 
 ACCURACY = "target_val/mean_class_accuracy"
 

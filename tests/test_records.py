@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from csg_ray.config.errors import UserError
-from csg_ray.training.checkpoint import save_checkpoint
-from csg_ray.training.recorder import EpochRecorder
-from csg_ray.training.records import (
+from csg_ray.storage.records import (
     CHECKPOINT_FILE,
     RESULT_FILE,
     append_result,
     read_results,
     write_atomically,
 )
+from csg_ray.training.checkpoint import save_checkpoint
+from csg_ray.training.recorder import EpochRecorder
 
 
 def _metrics(epoch: int) -> dict[str, float]:
@@ -40,7 +40,7 @@ def _epochs(directory: Path) -> list[float]:
 
 
 def test_records_are_importable_without_torch() -> None:
-    code = "import sys, csg_ray.training.records; sys.exit('torch' in sys.modules)"
+    code = "import sys, csg_ray.storage.records; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -18,7 +18,7 @@ from csg_ray.results.export import check_new_directory, first_free, write_config
 from csg_ray.results.provenance import collect_provenance, compare_provenance
 from csg_ray.results.study import ACCURACY, ENERGY
 from csg_ray.scale.lock import StudyLock
-from csg_ray.training.records import CHECKPOINT_FILE, read_results
+from csg_ray.storage.records import CHECKPOINT_FILE, read_results
 
 RUN_FILE = "run.yaml"
 DIVERGED = 1

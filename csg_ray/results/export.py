@@ -12,7 +12,7 @@ from csg_ray.config.load import config_to_mapping
 from csg_ray.config.reader import dump_yaml
 from csg_ray.results.selection import OBJECTIVE, needs_target_labels
 from csg_ray.results.study import Study, Trial
-from csg_ray.training.records import write_atomically
+from csg_ray.storage.records import write_atomically
 
 CHOSEN_BY_ID = "chosen by id"
 

@@ -17,7 +17,7 @@ from csg_ray.config.run import RunConfig
 from csg_ray.results.export import check_writable, selected_with_target_labels
 from csg_ray.results.selection import RULES
 from csg_ray.results.study import Study, is_study, load_study
-from csg_ray.training.records import CHECKPOINT_FILE, read_results, write_atomically
+from csg_ray.storage.records import CHECKPOINT_FILE, read_results, write_atomically
 
 if TYPE_CHECKING:
     from csg_ray.data.splits import SealedSplit, Split

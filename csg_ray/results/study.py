@@ -22,7 +22,7 @@ from csg_ray.results.selection import (
     spearman,
 )
 from csg_ray.search_space import SearchSpace, parse_search_space
-from csg_ray.training.records import CHECKPOINT_FILE, read_results
+from csg_ray.storage.records import CHECKPOINT_FILE, read_results
 
 STUDY_FORMAT = 1
 FINAL_STATES = ("completed", "stopped", "diverged", "failed")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csg_ray.results.study import Study
-from csg_ray.training.records import atomic_file
+from csg_ray.storage.records import atomic_file
 
 
 def build_table(study: Study) -> pa.Table:

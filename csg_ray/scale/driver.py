@@ -19,7 +19,7 @@ from csg_ray.results.study import Trial
 from csg_ray.scale.halving import SuccessiveHalving
 from csg_ray.scale.suggestions import Suggestions
 from csg_ray.search_space import SearchSpace
-from csg_ray.training.records import write_atomically
+from csg_ray.storage.records import write_atomically
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 

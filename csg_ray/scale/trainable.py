@@ -11,9 +11,9 @@ import torch
 from ray import tune
 
 from csg_ray.config.run import RunConfig
+from csg_ray.storage.records import CHECKPOINT_FILE, read_results
 from csg_ray.training.loop import fit
 from csg_ray.training.recorder import EpochRecorder
-from csg_ray.training.records import CHECKPOINT_FILE, read_results
 
 
 def train_trial(assignment: dict[str, Any]) -> None:

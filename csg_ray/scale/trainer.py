@@ -18,7 +18,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from csg_ray.config.errors import UserError
 from csg_ray.scale.driver import DISK_FULL
 from csg_ray.scale.worker import NodeAddressTorchConfig, train_worker
-from csg_ray.training.records import read_results
+from csg_ray.storage.records import read_results
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from csg_ray.scale.driver import StudyDriver
 from csg_ray.scale.lock import StudyLock
 from csg_ray.scale.resources import Plan, check_weights, plan
 from csg_ray.search_space import SearchSpace
-from csg_ray.training.records import write_atomically
+from csg_ray.storage.records import write_atomically
 
 
 def run_study(space: SearchSpace, directory: Path, progress: Progress, verbose: bool) -> None:

@@ -18,7 +18,7 @@ from csg_ray.config.run import RunConfig
 from csg_ray.distributed import rank
 from csg_ray.training.loop import Metrics, fit
 from csg_ray.training.recorder import EpochRecorder
-from csg_ray.training.records import CHECKPOINT_FILE
+from csg_ray.storage.records import CHECKPOINT_FILE
 
 _SIOCGIFADDR = 0x8915
 

@@ -1,1 +1,1 @@
-"""Plain PyTorch training in one process: loop, optimiser, checkpoints, records. No Ray."""
+"""Plain PyTorch training in one process: loop, optimiser, checkpoints. No Ray."""

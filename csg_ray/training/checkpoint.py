@@ -11,7 +11,7 @@ import torch
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.run import RunConfig
-from csg_ray.training.records import atomic_file
+from csg_ray.storage.records import atomic_file
 
 FORMAT = 1
 # Settings that change none of the numbers.

@@ -10,8 +10,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from csg_ray.training.checkpoint import load_checkpoint
-from csg_ray.training.records import (
+from csg_ray.storage.records import (
     CHECKPOINT_FILE,
     RESULT_FILE,
     append_result,
@@ -19,6 +18,7 @@ from csg_ray.training.records import (
     read_results,
     write_atomically,
 )
+from csg_ray.training.checkpoint import load_checkpoint
 
 
 class EpochRecorder:
