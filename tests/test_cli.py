@@ -550,21 +550,22 @@ def test_check_shows_the_plan_and_writes_nothing(
         trials=4,
         epochs=3,
         concurrent=2,
-        cpus_per_trial=1.0,
-        gpus_per_trial=0.25,
+        workers=1,
+        cpus_per_worker=1,
+        gpus_per_worker=0.25,
         cluster_cpus=2.0,
         cluster_gpus=1.0,
         checkpoint_bytes_per_trial=12_345_678,
         disk_bytes=4 * 12_345_678,
     )
-    resources = SimpleNamespace(plan=lambda space: layout, check_weights=lambda space: None)
+    resources = SimpleNamespace(plan=lambda *_: layout, check_weights=lambda _: None)
     monkeypatch.setitem(sys.modules, "csg_ray.scale.resources", resources)
 
     assert main(["check", str(space_file)]) == 0
 
     out = capsys.readouterr().out
     assert "trials  4 of up to 3 epochs, 0 of them given in the file\n" in out
-    assert "at a time  2 trials, each 1 CPU and 0.25 GPU\n" in out
+    assert "at a time  2 trials, each 1 worker(s) of 1 CPU and 0.25 GPU\n" in out
     assert "disk  49.4 MB at most, 12.3 MB a trial\n" in out
     assert out.endswith("space.yaml is valid; nothing was started\n")
     assert sorted(path.name for path in Path().iterdir()) == ["space.yaml"]

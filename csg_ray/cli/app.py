@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from csg_ray.cli.guard import GuardedGroup
+from csg_ray.config.errors import UserError
 
 app = typer.Typer(
     cls=GuardedGroup,
@@ -87,22 +88,44 @@ def check(space_file: SpaceFile, trials: Trials = None, settings: Settings = Non
     show_plan(space_file, trials, settings or [])
 
 
+Workers = Annotated[int | None, typer.Option(min=1, help="Train on so many processes with Ray.")]
+MinWorkers = Annotated[
+    int | None, typer.Option(min=1, help="Go on with as few, and with more when there are.")
+]
+CpusPerWorker = Annotated[int | None, typer.Option(min=1, help="CPUs of each; 1.")]
+GpusPerWorker = Annotated[
+    int | None, typer.Option(min=0, help="GPUs of each; 1 where there are any.")
+]
+
+
 @app.command()
 def restore(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="Study or run.", show_default=False)
     ],
     more: Annotated[int, typer.Option(min=0, help="Trials on top of the study's total.")] = 0,
+    workers: Workers = None,
+    min_workers: MinWorkers = None,
+    cpus_per_worker: CpusPerWorker = None,
+    gpus_per_worker: GpusPerWorker = None,
     verbose: Verbose = False,
 ) -> None:
-    """Continue a study or run that was stopped, or give a study more trials."""
+    """Continue a study or run that was stopped, or give a study more trials.
+
+    A run goes on with any number of workers: its numbers do not depend on them.
+    """
+    from csg_ray.cli.spread import Spread
+
+    spread = Spread(workers, min_workers, cpus_per_worker, gpus_per_worker)
     if (directory / "run.yaml").is_file():
         from csg_ray.cli.running import continue_run
 
-        continue_run(directory, more, verbose)
+        continue_run(directory, more, spread, verbose)
     else:
         from csg_ray.cli.searching import continue_study
 
+        if workers is not None:
+            raise UserError(f"{directory} is a study, and --workers is for runs; leave it out")
         continue_study(directory, more, verbose)
 
 
@@ -139,12 +162,25 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="New directory; otherwise runs/NAME, runs/NAME-2, ...")
     ] = None,
+    workers: Workers = None,
+    min_workers: MinWorkers = None,
+    cpus_per_worker: CpusPerWorker = None,
+    gpus_per_worker: GpusPerWorker = None,
+    batch_per_worker: Annotated[
+        int | None, typer.Option(min=1, help="Images of each; scales the learning rate, too.")
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Train one run config in this process."""
-    from csg_ray.cli.running import start_run
+    """Train one run config, in this process or on --workers.
 
-    start_run(config_file, out, verbose)
+    The workers share each batch of train.batch_size, so the result is that of one. Under torchrun
+    its processes do.
+    """
+    from csg_ray.cli.running import start_run
+    from csg_ray.cli.spread import Spread
+
+    spread = Spread(workers, min_workers, cpus_per_worker, gpus_per_worker, batch_per_worker)
+    start_run(config_file, out, spread, verbose)
 
 
 @app.command()

@@ -45,8 +45,9 @@ class GuardedGroup(TyperGroup):
 
 
 def fail(sentence: str, code: int = BAD_INPUT) -> NoReturn:
-    """Say why the command ends, and end it."""
-    print(f"csg-ray: {sentence}", file=sys.stderr, flush=True)
+    """Say why the command ends, and end it; of the ranks that torchrun started, one says it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0":
+        print(f"csg-ray: {sentence}", file=sys.stderr, flush=True)
     raise typer.Exit(code)
 
 

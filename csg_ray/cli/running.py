@@ -1,4 +1,4 @@
-"""`train` and `restore` of a run: one training in this process."""
+"""`train` and `restore` of a run: one training, in this process or spread over workers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 from csg_ray.cli.board import describe_metric
 from csg_ray.cli.guard import command, continued_by, fail, say
+from csg_ray.cli.spread import Spread, check_spread, refuse_both_launchers, train_spread
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import config_to_mapping, load_config
 from csg_ray.config.reader import read_yaml
 from csg_ray.config.run import RunConfig
+from csg_ray.distributed import on_rank_zero, rank, torchrun_group
 from csg_ray.results.export import check_new_directory, first_free, write_config
 from csg_ray.results.provenance import collect_provenance, compare_provenance
 from csg_ray.results.study import ACCURACY, ENERGY
@@ -24,21 +26,31 @@ RUN_FILE = "run.yaml"
 DIVERGED = 1
 
 
-def start_run(config_file: Path, out: Path | None, verbose: bool) -> None:
+def start_run(config_file: Path, out: Path | None, spread: Spread, verbose: bool) -> None:
     """Train a run config in a new directory."""
+    refuse_both_launchers(spread)
+    with torchrun_group():
+        directory = on_rank_zero(lambda: _begin(config_file, out, spread))
+        _run(directory, spread, verbose)
+
+
+def _begin(config_file: Path, out: Path | None, spread: Spread) -> Path:
+    """Check everything that can be checked, then make the run's directory and its description."""
     config = load_config(config_file)
     exported = read_yaml(config_file).get("provenance")
     wanted = out or Path("runs") / config_file.stem
     if wanted == out and wanted.exists():
         raise _taken(wanted)
     check_new_directory(wanted)
+    config = spread.rescale(config)
+    check_spread(config, wanted, spread)
     provenance = _provenance(config) | {"config": str(config_file)}
     if exported:
         provenance["exported"] = exported
     directory = _make_directory(wanted, given=out is not None)
-    with continued_by(directory, RUN_FILE):
-        write_config(config_to_mapping(config) | {"provenance": provenance}, directory / RUN_FILE)
-        _train(config, directory, verbose)
+    mapping = config_to_mapping(config) | spread.to_mapping() | {"provenance": provenance}
+    write_config(mapping, directory / RUN_FILE)
+    return directory
 
 
 def _make_directory(wanted: Path, given: bool) -> Path:
@@ -60,16 +72,34 @@ def _taken(directory: Path) -> UserError:
     )
 
 
-def continue_run(directory: Path, more: int, verbose: bool) -> None:
-    """Go on with a run from its checkpoint."""
+def continue_run(directory: Path, more: int, spread: Spread, verbose: bool) -> None:
+    """Go on with a run from its checkpoint, on as many workers as before unless told."""
     if more:
         raise UserError(f"{directory} is a run, and --more is for studies; leave it out")
+    refuse_both_launchers(spread)
+    with torchrun_group():
+        spread = on_rank_zero(lambda: spread.over(read_yaml(directory / RUN_FILE)))
+        if on_rank_zero(lambda: _has_ended(directory)):
+            return
+        on_rank_zero(lambda: _check_unchanged(directory, spread))
+        _run(directory, spread, verbose)
+
+
+def _has_ended(directory: Path) -> bool:
+    config, results = load_config(directory / RUN_FILE), read_results(directory)
+    if not results or (
+        results[-1]["epoch"] < config.train.epochs and not results[-1].get("diverged")
+    ):
+        return False
+    print(f"run {directory} has already ended at epoch {int(results[-1]['epoch'])}")
+    _sum_up(directory, results[-1])
+    return True
+
+
+def _check_unchanged(directory: Path, spread: Spread) -> None:
+    """Refuse other data, and say what else has changed."""
     config = load_config(directory / RUN_FILE)
-    results = read_results(directory)
-    if results and (results[-1].get("diverged") or results[-1]["epoch"] >= config.train.epochs):
-        print(f"run {directory} has already ended at epoch {int(results[-1]['epoch'])}")
-        _sum_up(directory, results[-1])
-        return
+    check_spread(config, directory, spread)
     old = read_yaml(directory / RUN_FILE).get("provenance") or {}
     changed = compare_provenance({**old, "config": None, "exported": None}, _provenance(config))
     if "data_sha256" in changed:
@@ -79,8 +109,6 @@ def continue_run(directory: Path, more: int, verbose: bool) -> None:
         )
     for name, difference in changed.items():
         print(f"changed since the run began: {name}: {difference['was']} -> {difference['is']}")
-    with continued_by(directory, RUN_FILE):
-        _train(config, directory, verbose)
 
 
 def _provenance(config: RunConfig) -> dict[str, Any]:
@@ -89,30 +117,46 @@ def _provenance(config: RunConfig) -> dict[str, Any]:
     return collect_provenance(load_splits(config.data).fingerprint)
 
 
-def _train(config: RunConfig, directory: Path, verbose: bool) -> None:
+def _run(directory: Path, spread: Spread, verbose: bool) -> None:
+    """Train to the end; rank 0 keeps the files and talks to the user."""
+    if verbose:
+        logging.basicConfig(level=logging.INFO)
+    config = on_rank_zero(lambda: load_config(directory / RUN_FILE))
+    if rank() > 0:
+        _fit(config, directory, print)
+        return
+    known = len(read_results(directory))
+    with (
+        continued_by(directory, RUN_FILE),
+        StudyLock(directory),
+        _EpochDisplay(config.train.epochs, known) as display,
+    ):
+        if spread.workers is None:
+            _fit(config, directory, display.show)
+        else:
+            train_spread(config, directory, spread, known, display.show, verbose)
+    _sum_up(directory, read_results(directory)[-1])
+
+
+def _fit(config: RunConfig, directory: Path, show: Callable[[Mapping[str, Any]], None]) -> None:
+    """Train in this process, which may be one of several that torchrun started."""
     from csg_ray.training.loop import fit
     from csg_ray.training.recorder import EpochRecorder
 
-    if verbose:
-        logging.basicConfig(level=logging.INFO)
+    if rank() > 0:  # rank 0 hands it the checkpoint and takes the reports
+        fit(config, lambda metrics, save: None)
+        return
     checkpoint = directory / CHECKPOINT_FILE
-    with (
-        StudyLock(directory),
-        _EpochDisplay(config.train.epochs, len(read_results(directory))) as display,
-    ):
-        recorder = EpochRecorder(directory)
+    recorder = EpochRecorder(directory)
 
-        def on_epoch_end(
-            metrics: dict[str, float], save_checkpoint: Callable[[Path], None]
-        ) -> None:
-            recorder(metrics, save_checkpoint)
-            display.show(metrics)
+    def on_epoch_end(metrics: dict[str, float], save_checkpoint: Callable[[Path], None]) -> None:
+        recorder(metrics, save_checkpoint)
+        show(metrics)
 
-        try:
-            fit(config, on_epoch_end, resume_from=checkpoint if checkpoint.is_file() else None)
-        finally:
-            recorder.close()
-    _sum_up(directory, read_results(directory)[-1])
+    try:
+        fit(config, on_epoch_end, resume_from=checkpoint if checkpoint.is_file() else None)
+    finally:
+        recorder.close()
 
 
 def _sum_up(directory: Path, last: Mapping[str, Any]) -> None:
@@ -124,6 +168,11 @@ def _sum_up(directory: Path, last: Mapping[str, Any]) -> None:
 
 def _describe(metrics: Mapping[str, Any]) -> str:
     return f"accuracy {describe_metric(metrics, ACCURACY)}, HSE {describe_metric(metrics, ENERGY)}"
+
+
+def _workers(metrics: Mapping[str, Any]) -> str:
+    count = int(metrics.get("workers", 1))
+    return f" ({count} workers)" if count > 1 else ""
 
 
 class _EpochDisplay:
@@ -160,4 +209,4 @@ class _EpochDisplay:
         if self._bar is not None:
             self._bar.update(self._task, completed=epoch, description=_describe(metrics))
         else:
-            say(f"epoch {epoch}/{self._epochs}: {_describe(metrics)}")
+            say(f"epoch {epoch}/{self._epochs}: {_describe(metrics)}{_workers(metrics)}")

@@ -25,8 +25,8 @@ SECTIONS = tuple(name for name in RunConfig.model_fields if name != "seed")
 def load_config(path: str | Path) -> RunConfig:
     """The run configuration in a YAML file: plain, nested, as `csg-ray export` writes it.
 
-    Two more keys may stand at the top: `csg_ray`, the version that wrote the file, and
-    `provenance`, which says where the settings come from and is not read.
+    More keys may stand at the top: `csg_ray`, the version that wrote the file; `provenance`, which
+    says where the settings come from, and `workers`, how a run is spread, are not read here.
 
     Raises:
         UserError: unreadable, not YAML, an unknown setting, a bad value, or a newer version's file.
@@ -36,7 +36,8 @@ def load_config(path: str | Path) -> RunConfig:
         if "space" in mapping:
             raise UserError("this is a search space, not a run; start it with csg-ray search")
         _refuse_newer(mapping.pop("csg_ray", installed_version()))
-        mapping.pop("provenance", None)
+        for key in ("provenance", "workers"):
+            mapping.pop(key, None)
         return override_config(RunConfig(), flatten_settings(mapping))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

@@ -42,7 +42,9 @@ class DriverSearcher(Searcher):
             "directory": str(self._driver.trial_directory(trial.id)),
             "config": self._space.config_for(trial.params).model_dump(),
             "repeats": self._space.search.repeats,
-            "threads": max(1, int(self._space.resources.cpus_per_worker)),
+            "workers": self._space.resources.workers_per_trial,
+            "cpus": self._space.resources.cpus_per_worker,
+            "gpus": self._space.resources.gpus_per_worker,
             "known_epochs": trial.results[-1]["epoch"] if trial.results else 0,
         }
 
@@ -96,7 +98,7 @@ class DriverStopper(Stopper):
 
 
 class StartCallback(Callback):
-    """Tells the driver when a trial's process has started."""
+    """Tells the driver when a trial's process has started, and Tune when not to start it again."""
 
     def __init__(self, driver: StudyDriver) -> None:
         self._driver = driver
@@ -104,13 +106,14 @@ class StartCallback(Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Pending turns into running."""
-        self._driver.started(trial.config["id"])
+        """Pending turns into running; a last try is marked as such."""
+        last_try = self._driver.started(trial.config["id"])
+        trial.max_failures = 0 if last_try else -1
 
 
 def metrics_of(result: dict[str, Any]) -> dict[str, Any]:
     """What the loop reported, without the keys that Tune adds."""
-    plain = ("epoch", "diverged", "images_per_second")
+    plain = ("epoch", "diverged", "workers", "images_per_second")
     return {
         key: value
         for key, value in result.items()

@@ -21,6 +21,8 @@ from csg_ray.scale.suggestions import Suggestions
 from csg_ray.search_space import SearchSpace
 from csg_ray.storage.records import write_atomically
 
+# Of a trial's process without a finished epoch between.
+MAX_STARTS = 3
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -33,6 +35,7 @@ class LiveTrial:
     number: int
     results: list[dict[str, Any]] = field(default_factory=list)
     cut: bool = False
+    starts: int = 0
 
 
 class StudyDriver:
@@ -113,10 +116,16 @@ class StudyDriver:
         self._progress.trial_updated(_update(trial.id, "pending", trial.params, trial.results))
         return trial
 
-    def started(self, trial_id: str) -> None:
-        """A trial's process is up."""
+    def started(self, trial_id: str) -> bool:
+        """A trial's process is up; True if this is its last try.
+
+        Nodes may come and go as often as they like while there is progress. A trial whose process
+        dies again and again before it has finished an epoch is given up.
+        """
         trial = self._live[trial_id]
+        trial.starts += 1
         self._progress.trial_updated(_update(trial_id, "running", trial.params, trial.results))
+        return trial.starts >= MAX_STARTS
 
     def trial_directory(self, trial_id: str) -> Path:
         """Where a trial's files are."""
@@ -134,6 +143,7 @@ class StudyDriver:
         if trial.results and metrics["epoch"] <= trial.results[-1]["epoch"]:
             return False
         trial.results.append(dict(metrics))
+        trial.starts = 0
         self._progress.trial_updated(_update(trial_id, "running", trial.params, trial.results))
         trial.cut = trial.cut or self._cuts(trial_id, metrics)
         return trial.cut

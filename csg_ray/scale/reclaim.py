@@ -11,9 +11,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ray import PlacementGroupID, get_runtime_context
+from ray import ActorID, PlacementGroupID, get_runtime_context
 from ray._private.state import state
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 SWEEP_SECONDS = 0.5
@@ -43,7 +43,12 @@ def reclaiming() -> Iterator[None]:
 
 def remove_orphans() -> int:
     """Remove the placement groups of this job whose creator is dead; how many there were."""
-    orphans = [group for group in _groups_of_this_job() if group.creator_actor_dead]
+    orphans = [
+        group
+        for group in _groups_of_this_job()
+        # Those that the study itself made for Tune's trials have no creating actor.
+        if group.creator_actor_dead and not ActorID(group.creator_actor_id).is_nil()
+    ]
     for group in orphans:
         remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
     return len(orphans)

@@ -24,6 +24,16 @@ DRIVER_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
+class Workers:
+    """How a training is spread: over `minimum` to `maximum` processes, and what each takes."""
+
+    maximum: int
+    minimum: int
+    cpus: int
+    gpus: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a study will run. Bytes are of checkpoints, the bulk of a study directory.
 
@@ -69,6 +79,46 @@ def plan(space: SearchSpace, cluster: Cluster) -> Plan:
     )
 
 
+def workers_of(
+    cluster: Cluster,
+    maximum: int | None,
+    minimum: int | None,
+    cpus: int | None,
+    gpus: int | None,
+) -> Workers:
+    """Options with what was not given filled in: a GPU each where there are any, 1 CPU."""
+    assert maximum is not None
+    has_gpus = any(node.gpus >= 1 for node in cluster.nodes)
+    return Workers(
+        maximum=maximum,
+        minimum=maximum if minimum is None else minimum,
+        cpus=1 if cpus is None else cpus,
+        gpus=int(has_gpus) if gpus is None else gpus,
+    )
+
+
+def check_workers(workers: Workers, batch_size: int, cluster: Cluster) -> None:
+    """Refuse a run that could never start.
+
+    Raises:
+        UserError: a worker fits on no machine, not enough of them fit, or the batch is too small.
+    """
+    check_worker("--{kind}s-per-worker", workers.cpus, workers.gpus, cluster)
+    room = workers_that_fit(workers.cpus, workers.gpus, cluster)
+    if workers.minimum > room:
+        elastic = workers.minimum < workers.maximum
+        raise UserError(
+            f"--{'min-workers' if elastic else 'workers'} is {workers.minimum}, but {cluster.name} "
+            f"holds {room} workers of {workers.cpus:g} CPU and {workers.gpus:g} GPU; set it to at "
+            f"most {room}"
+        )
+    if workers.maximum > batch_size:
+        raise UserError(
+            f"--workers is {workers.maximum}, more than the {batch_size} images of "
+            "train.batch_size; set it to at most that, or raise the batch with --batch-per-worker"
+        )
+
+
 def check_worker(what: str, cpus: float, gpus: float, cluster: Cluster) -> None:
     """Refuse a worker that fits on no machine.
 
@@ -95,9 +145,7 @@ def check_worker(what: str, cpus: float, gpus: float, cluster: Cluster) -> None:
 
 def workers_that_fit(cpus: float, gpus: float, cluster: Cluster) -> int:
     """How many workers all machines hold at a time; a worker is never spread over two."""
-    return sum(
-        min(int(node.cpus // cpus), _gpu_slots(gpus, node.gpus)) for node in cluster.nodes
-    )
+    return sum(min(int(node.cpus // cpus), _gpu_slots(gpus, node.gpus)) for node in cluster.nodes)
 
 
 def _trials_at_a_time(resources: ResourcesConfig, cluster: Cluster) -> int:

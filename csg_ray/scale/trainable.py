@@ -1,4 +1,4 @@
-"""One flat trial: the trial's own process trains, records each epoch, then reports it to Tune."""
+"""One trial: in its own process, or spread over workers by Ray Train. Every epoch goes to Tune."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
+from csg_ray.config.errors import UserError
 from csg_ray.config.run import RunConfig
+from csg_ray.scale.gpu_share import CurrentGpu, train_within
 from csg_ray.storage.records import CHECKPOINT_FILE, read_results
 from csg_ray.training.loop import fit
 from csg_ray.training.recorder import EpochRecorder
@@ -20,37 +23,69 @@ def train_trial(assignment: dict[str, Any]) -> None:
     """Train one trial, or go on with one from its checkpoint.
 
     Args:
-        assignment: `id`, `directory`, `config` (a RunConfig as a mapping), `repeats`, `threads`,
-            `known_epochs` (the reports that the driver already has).
+        assignment: `id`, `directory`, `config` (a RunConfig as a mapping), `repeats`, `workers`
+            and `cpus` and `gpus` of each, `known_epochs` (the reports that the driver already has).
     """
-    torch.set_num_threads(assignment["threads"])
     directory = Path(assignment["directory"])
     try:
-        _train(assignment, directory)
+        _check_sees_study(directory)
+        if assignment["workers"] == 1:
+            _train_here(assignment, directory)
+        else:
+            _train_with_workers(assignment)
     except Exception as error:
         _report_failure(directory, error)
 
 
-def _train(assignment: dict[str, Any], directory: Path) -> None:
-    checkpoint = directory / CHECKPOINT_FILE
+def _train_here(assignment: dict[str, Any], directory: Path) -> None:
+    torch.set_num_threads(assignment["cpus"])
     recorder = EpochRecorder(directory)
-    try:
-        for line in read_results(directory):
-            if line["epoch"] > assignment["known_epochs"]:
-                tune.report(line)
 
-        def on_epoch_end(metrics: dict[str, float], save_checkpoint: Any) -> None:
-            recorder(metrics, save_checkpoint)
-            tune.report(dict(metrics))
+    def on_epoch_end(metrics: dict[str, float], save_checkpoint: Any) -> None:
+        recorder(metrics, save_checkpoint)
+        tune.report(dict(metrics))
 
+    def train() -> None:
+        checkpoint = directory / CHECKPOINT_FILE
         fit(
             RunConfig.model_validate(assignment["config"]),
             on_epoch_end,
             resume_from=checkpoint if checkpoint.exists() else None,
             repeats=assignment["repeats"],
         )
+
+    try:
+        for line in read_results(directory):
+            if line["epoch"] > assignment["known_epochs"]:
+                tune.report(line)
+        train_within(assignment["gpus"], train, CurrentGpu())
     finally:
         recorder.close()
+
+
+def _train_with_workers(assignment: dict[str, Any]) -> None:
+    # Ray Train takes seconds to import, and most trials need none of it.
+    from csg_ray.scale.resources import Workers
+    from csg_ray.scale.trainer import train_with_workers
+
+    job = {key: assignment[key] for key in ("directory", "config", "repeats")}
+    count = assignment["workers"]
+    train_with_workers(
+        job | {"threads": assignment["cpus"]},
+        assignment["id"],
+        Workers(count, count, assignment["cpus"], assignment["gpus"]),
+        tune.report,
+        assignment["known_epochs"],
+    )
+
+
+def _check_sees_study(directory: Path) -> None:
+    """Refuse to train on a machine that would write where nobody reads."""
+    if not (directory / "params.json").exists():
+        raise UserError(
+            f"{directory} is not visible from {ray.util.get_node_ip_address()}; put the study on "
+            "a file system that all machines share, or on an object store with --storage"
+        )
 
 
 def _report_failure(directory: Path, error: Exception) -> None:

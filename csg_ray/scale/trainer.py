@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+import ray
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from csg_ray.config.errors import UserError
 from csg_ray.scale.driver import DISK_FULL
+from csg_ray.scale.resources import Workers
 from csg_ray.scale.worker import NodeAddressTorchConfig, train_worker
 from csg_ray.storage.records import read_results
 
@@ -26,16 +25,6 @@ logger = logging.getLogger(__name__)
 MAX_FAILURES_IN_A_ROW = 3
 POLL_SECONDS = 0.5
 RESIZE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Workers:
-    """How a training is spread: over `minimum` to `maximum` processes, and what each takes."""
-
-    maximum: int
-    minimum: int
-    cpus: int
-    gpus: float
 
 
 class WorkersLostError(Exception):
@@ -121,14 +110,16 @@ class _Attempt:
 
 class _Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
-        """Without the cleaner of placement groups.
+        """Without the cleaner of placement groups, and without a change of folder.
 
-        It is a process per run that asks the dashboard, for ever where there is none, and misses a
-        group that is still pending. A run that is not a trial ends with its job, and Ray removes
-        its group then; those of trials are `reclaim`'s.
+        The cleaner is a process per run that asks the dashboard, for ever where there is none, and
+        misses a group that is still pending. A run that is not a trial ends with its job, and Ray
+        removes its group then; those of trials are `reclaim`'s. In another folder a relative path
+        of the configuration would lead nowhere.
         """
         kept = super()._create_default_callbacks()
-        return [each for each in kept if type(each).__name__ != "PlacementGroupCleanerCallback"]
+        unwanted = ("PlacementGroupCleanerCallback", "WorkingDirectorySetupCallback")
+        return [each for each in kept if type(each).__name__ not in unwanted]
 
 
 def _build_trainer(job: dict[str, Any], name: str, workers: Workers) -> TorchTrainer:
@@ -146,10 +137,10 @@ def _build_trainer(job: dict[str, Any], name: str, workers: Workers) -> TorchTra
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
-        # Scratch that nothing reads again: the workers write to the directory themselves.
         run_config=RunConfig(
             name=name,
-            storage_path=tempfile.gettempdir(),
+            # Scratch that nothing reads again: the workers write to the directory themselves.
+            storage_path=ray._private.worker._global_node.get_session_dir_path(),  # type: ignore[attr-defined]
             # Lost workers are `train_with_workers`' to replace: it knows whether there was
             # progress, and which errors no second attempt would mend.
             failure_config=FailureConfig(max_failures=0),

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import nullcontext
 
-import ray
 from ray import tune
 
 from csg_ray.scale.adapters import (
@@ -20,37 +16,10 @@ from csg_ray.scale.adapters import (
     StartCallback,
 )
 from csg_ray.scale.driver import StudyDriver
-from csg_ray.scale.resources import Plan
+from csg_ray.scale.reclaim import reclaiming
+from csg_ray.scale.resources import DRIVER_BYTES, Plan
 from csg_ray.scale.trainable import train_trial
 from csg_ray.search_space import SearchSpace
-
-DIED_PROCESS_RETRIES = 2
-
-
-@contextmanager
-def local_ray(layout: Plan, verbose: bool) -> Iterator[None]:
-    """Use the Ray that is there (a test session's, a cluster's), or start one and end it."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {}
-    if "RAY_ADDRESS" not in os.environ:
-        options = {
-            "num_cpus": int(layout.cluster_cpus),
-            "num_gpus": int(layout.cluster_gpus),
-            # Flat trials need no dashboard; starting it costs seconds and a gigabyte.
-            "include_dashboard": False,
-        }
-    level = logging.INFO if verbose else logging.ERROR
-    # Ray's core aborts on SIGTERM (Slurm, Kubernetes) with a C++ trace; ours says how to go on.
-    handler = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=verbose, logging_level=level, **options)
-    signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def run_tune(driver: StudyDriver, space: SearchSpace, layout: Plan, verbose: bool) -> None:
@@ -62,18 +31,19 @@ def run_tune(driver: StudyDriver, space: SearchSpace, layout: Plan, verbose: boo
     os.environ.update(_tune_settings(verbose))
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
-    resources: dict[str, float] = {"cpu": layout.cpus_per_trial}
-    if layout.gpus_per_trial:
-        resources["gpu"] = layout.gpus_per_trial
-    with tempfile.TemporaryDirectory(prefix="csg_ray_") as scratch:
+    nested = layout.workers > 1
+    with (
+        reclaiming() if nested else nullcontext(),
+        tempfile.TemporaryDirectory(prefix="csg_ray_") as scratch,
+    ):
         tuner = tune.Tuner(
-            tune.with_resources(train_trial, resources),
+            tune.with_resources(train_trial, _resources_of_a_trial(layout)),
             tune_config=tune.TuneConfig(
                 search_alg=DriverSearcher(driver, space),
                 scheduler=DriverScheduler(driver),
                 num_samples=driver.remaining,
                 max_concurrent_trials=layout.concurrent,
-                reuse_actors=True,
+                reuse_actors=not nested,  # a nested trial's process ends with its workers
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
@@ -81,11 +51,26 @@ def run_tune(driver: StudyDriver, space: SearchSpace, layout: Plan, verbose: boo
                 storage_path=scratch,
                 stop=DriverStopper(driver),
                 callbacks=[StartCallback(driver)],
-                failure_config=tune.FailureConfig(max_failures=DIED_PROCESS_RETRIES),
+                # Without limit: the driver says when a trial is given up.
+                failure_config=tune.FailureConfig(max_failures=-1),
                 verbose=1 if verbose else 0,
             ),
         )
         tuner.fit()
+
+
+def _resources_of_a_trial(layout: Plan) -> dict[str, float]:
+    """What Tune reserves: all of a flat trial, but of a nested one only what steers it.
+
+    The workers' share is reserved by Ray Train. What steers them mostly waits, so it takes memory
+    but no CPU: with one, two workers would never fit on two CPUs.
+    """
+    if layout.workers > 1:
+        return {"cpu": 0, "memory": DRIVER_BYTES}
+    resources: dict[str, float] = {"cpu": layout.cpus_per_worker}
+    if layout.gpus_per_worker:
+        resources["gpu"] = layout.gpus_per_worker
+    return resources
 
 
 def _tune_settings(verbose: bool) -> dict[str, str]:

@@ -18,6 +18,7 @@ from csg_ray.results.progress import Progress
 from csg_ray.results.provenance import collect_provenance, compare_provenance
 from csg_ray.results.study import STUDY_FORMAT, Trial, load_study
 from csg_ray.results.table import write_table
+from csg_ray.scale.cluster import Cluster, check_shared, find_cluster, running
 from csg_ray.scale.driver import StudyDriver
 from csg_ray.scale.lock import StudyLock
 from csg_ray.scale.resources import Plan, check_weights, plan
@@ -31,7 +32,9 @@ def run_study(space: SearchSpace, directory: Path, progress: Progress, verbose: 
     Raises:
         UserError: bad input, found before anything is written; or the study was paused.
     """
-    layout = plan(space)
+    cluster = find_cluster(verbose)
+    layout = plan(space, cluster)
+    check_shared(directory, cluster)
     provenance = _provenance(space)
     header = {
         "format": STUDY_FORMAT,
@@ -43,7 +46,7 @@ def run_study(space: SearchSpace, directory: Path, progress: Progress, verbose: 
     }
     _create(directory, header)
     with StudyLock(directory):
-        _drive(space, directory, layout, progress, verbose, trials=())
+        _drive(space, directory, cluster, layout, progress, verbose)
 
 
 def _create(directory: Path, header: dict[str, Any]) -> None:
@@ -78,7 +81,9 @@ def restore_study(directory: Path, more: int, progress: Progress, verbose: bool)
         study = load_study(directory)
         header = read_yaml(directory / "study.yaml")
         space = study.space.with_num_trials(study.space.search.num_trials + more)
-        layout = plan(space)
+        cluster = find_cluster(verbose)
+        layout = plan(space, cluster)
+        check_shared(directory, cluster)
         changed = compare_provenance(header["provenance"], _provenance(space))
         _report_changes(directory, changed, progress)
         if more or changed:
@@ -87,7 +92,7 @@ def restore_study(directory: Path, more: int, progress: Progress, verbose: bool)
                 {"at": _now(), "more": more, "changed": changed}
             )
             _write_header(directory, header)
-        _drive(space, directory, layout, progress, verbose, study.trials)
+        _drive(space, directory, cluster, layout, progress, verbose, study.trials)
 
 
 def _provenance(space: SearchSpace) -> dict[str, Any]:
@@ -121,10 +126,11 @@ def _now() -> str:
 def _drive(
     space: SearchSpace,
     directory: Path,
+    cluster: Cluster,
     layout: Plan,
     progress: Progress,
     verbose: bool,
-    trials: Sequence[Trial],
+    trials: Sequence[Trial] = (),
 ) -> None:
     objective = space.objectives[0]
     progress.study_started(
@@ -139,9 +145,9 @@ def _drive(
     try:
         if driver.remaining:
             # Ray is imported only when there is work for it.
-            from csg_ray.scale.tune_run import local_ray, run_tune
+            from csg_ray.scale.tune_run import run_tune
 
-            with local_ray(layout, verbose):
+            with running(cluster, verbose):
                 run_tune(driver, space, layout, verbose)
         if driver.halted is None:
             write_table(load_study(directory), directory / "trials.parquet")

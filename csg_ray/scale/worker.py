@@ -11,14 +11,15 @@ from typing import Any
 
 import ray
 import torch
+from ray.train.backend import BackendConfig
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
 from csg_ray.config.run import RunConfig
 from csg_ray.distributed import rank
+from csg_ray.storage.records import CHECKPOINT_FILE
 from csg_ray.training.loop import Metrics, fit
 from csg_ray.training.recorder import EpochRecorder
-from csg_ray.storage.records import CHECKPOINT_FILE
 
 _SIOCGIFADDR = 0x8915
 
@@ -68,7 +69,8 @@ class NodeAddressTorchConfig(TorchConfig):
 
 
 class _NodeAddressBackend(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, TorchConfig)
         worker_group.execute(_use_rays_network)
         super().on_start(worker_group, backend_config)
 

@@ -220,8 +220,8 @@ def _run_epoch(trainings: list[Training], epoch: int) -> Metrics:
         metrics = _summarise([training.run_epoch(epoch) for training in trainings])
     except DivergedError as error:
         logger.info("diverged in epoch %d: %s", epoch, error)
-        return {"epoch": epoch, **_worst(trainings), "diverged": 1}
-    return {"epoch": epoch, **metrics, "diverged": 0}
+        return {"epoch": epoch, **_worst(trainings), "diverged": 1, "workers": world_size()}
+    return {"epoch": epoch, **metrics, "diverged": 0, "workers": world_size()}
 
 
 def _summarise(repeats: list[Metrics]) -> Metrics:
