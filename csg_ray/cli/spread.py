@@ -52,7 +52,8 @@ class Spread:
         """What `over` reads; the batch is in the configuration itself by then."""
         if self.workers is None:
             return {}
-        return {"workers": asdict(replace(self, batch_per_worker=None))}
+        given = asdict(replace(self, batch_per_worker=None))
+        return {"workers": {name: value for name, value in given.items() if value is not None}}
 
     def rescale(self, config: RunConfig) -> RunConfig:
         """The configuration with the batch that `batch_per_worker` asks for.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +15,14 @@ from csg_ray.config.run import RunConfig
 from csg_ray.data.loader import Batch
 from csg_ray.distributed import communication_device, world_size
 from csg_ray.methods.base import Method, StepOutput
+
+_PARAMETERS = inspect.signature(DistributedDataParallel).parameters
+# The same thing under its name since torch 2.14, and before.
+_KEEP_BUFFERS: dict[str, Any] = (
+    {"forward_sync_buffers": False}
+    if "forward_sync_buffers" in _PARAMETERS
+    else {"broadcast_buffers": False}
+)
 
 
 class _TrainingLoss(nn.Module):
@@ -55,7 +65,7 @@ def spread(method: Method, config: RunConfig) -> Callable[[Batch], StepOutput]:
     return DistributedDataParallel(
         loss,
         device_ids=None if device.type == "cpu" else [torch.cuda.current_device()],
-        # The queues are equal on every rank already, and BatchNorm is frozen or synchronised.
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        # The queues are equal on every rank already, and BatchNorm is frozen or synchronised.
+        **_KEEP_BUFFERS,
     )
