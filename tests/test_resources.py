@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,16 @@ import pytest
 
 from csg_ray.config.errors import UserError
 from csg_ray.methods import build_method
-from csg_ray.scale.resources import check_weights, checkpoint_bytes, plan
+from csg_ray.scale.cluster import Cluster, Node
+from csg_ray.scale.resources import (
+    DRIVER_BYTES,
+    Workers,
+    check_weights,
+    check_workers,
+    checkpoint_bytes,
+    plan,
+    workers_of,
+)
 from csg_ray.search_space import SearchSpace, parse_search_space
 from csg_ray.training.checkpoint import save_checkpoint
 from csg_ray.training.optim import build_optimizer
@@ -25,6 +35,14 @@ def make_space(base: dict[str, Any] | None = None, **sections: Any) -> SearchSpa
     return parse_search_space(mapping | sections)
 
 
+def machine(cpus: float, gpus: float = 0) -> Cluster:
+    return Cluster((Node(cpus, gpus),))
+
+
+def machines(*nodes: tuple[float, float]) -> Cluster:
+    return Cluster(tuple(Node(*node) for node in nodes), "10.0.0.1:6379")
+
+
 @pytest.mark.parametrize(
     ("resources", "cpus", "gpus", "concurrent"),
     [
@@ -36,33 +54,113 @@ def make_space(base: dict[str, Any] | None = None, **sections: Any) -> SearchSpa
         ({"gpus_per_worker": 0.25}, 16, 2, 8),
         ({"gpus_per_worker": 0.4}, 16, 2, 4),  # two on each, not five on both
         ({"gpus_per_worker": 0.1}, 64, 3, 30),
+        ({"workers_per_trial": 2}, 2, 0, 1),
+        ({"workers_per_trial": 2}, 5, 0, 2),
+        ({"workers_per_trial": 4, "gpus_per_worker": 1}, 64, 10, 2),
     ],
 )
 def test_trials_at_a_time(
     resources: dict[str, Any], cpus: float, gpus: float, concurrent: int
 ) -> None:
-    assert plan(make_space(resources=resources), cpus, gpus).concurrent == concurrent
+    assert plan(make_space(resources=resources), machine(cpus, gpus)).concurrent == concurrent
+
+
+@pytest.mark.parametrize(
+    ("resources", "nodes", "concurrent"),
+    [
+        ({"cpus_per_worker": 2}, [(3, 0), (3, 0), (1, 0)], 2),  # not three on seven CPUs
+        ({"gpus_per_worker": 1}, [(4, 0), (8, 1), (8, 1)], 2),  # none on the head
+        ({"workers_per_trial": 2}, [(1, 0), (1, 0), (1, 0)], 1),  # across machines
+        ({"workers_per_trial": 2, "gpus_per_worker": 2}, [(8, 3), (8, 3)], 1),
+    ],
+)
+def test_a_worker_is_never_spread_over_two_machines(
+    resources: dict[str, Any], nodes: list[tuple[float, float]], concurrent: int
+) -> None:
+    assert plan(make_space(resources=resources), machines(*nodes)).concurrent == concurrent
+
+
+def test_what_steers_a_nested_trial_is_counted_too() -> None:
+    nested = make_space(resources={"workers_per_trial": 2})
+    assert plan(nested, Cluster((Node(64, 0, 3.5 * DRIVER_BYTES),))).concurrent == 3
+    with pytest.raises(UserError, match="takes 1 GiB of memory to steer, which no machine"):
+        plan(nested, Cluster((Node(64, 0, 0.5 * DRIVER_BYTES),)))
 
 
 def test_trials_and_a_limit_bound_it_too() -> None:
     search = {"metric": "target_val/hse", "mode": "min", "num_trials": 3}
-    assert plan(make_space(search=search), 16, 0).concurrent == 3
-    assert plan(make_space(search=search | {"max_concurrent": 2}), 16, 0).concurrent == 2
+    assert plan(make_space(search=search), machine(16)).concurrent == 3
+    assert plan(make_space(search=search | {"max_concurrent": 2}), machine(16)).concurrent == 2
 
 
 @pytest.mark.parametrize(
     ("resources", "sentence"),
     [
-        ({"cpus_per_worker": 8}, r"resources\.cpus_per_worker is 8, but there are 2 CPUs in all"),
-        ({"gpus_per_worker": 0.5}, r"resources\.gpus_per_worker is 0\.5, but there are 0 GPUs"),
-        ({"workers_per_trial": 2}, "trials over several workers are not in this version"),
+        (
+            {"cpus_per_worker": 8},
+            "resources.cpus_per_worker is 8, but this machine has 2 CPUs, so no worker can ever "
+            "start; set it to at most 2",
+        ),
+        (
+            {"gpus_per_worker": 0.5},
+            "resources.gpus_per_worker is 0.5, but this machine has 0 GPUs, so no worker can ever "
+            "start; set it to at most 0",
+        ),
+        (
+            {"workers_per_trial": 3},
+            "resources.workers_per_trial is 3, but this machine holds 2 workers of 1 CPU and 0 "
+            "GPU, so no trial can ever start; set it to at most 2",
+        ),
+        (
+            {"workers_per_trial": 2, "gpus_per_worker": 0.5},
+            "resources.gpus_per_worker must be whole when resources.workers_per_trial is 2, not "
+            "0.5: two workers of a trial on one GPU cannot exchange gradients; set it to 1, or "
+            "workers_per_trial to 1",
+        ),
     ],
 )
 def test_what_never_fits_is_refused_with_the_numbers(
     resources: dict[str, Any], sentence: str
 ) -> None:
-    with pytest.raises(UserError, match=sentence):
-        plan(make_space(resources=resources), 2, 0)
+    with pytest.raises(UserError) as caught:
+        plan(make_space(resources=resources), machine(2))
+    assert str(caught.value) == sentence
+
+
+def test_a_batch_has_an_image_for_every_worker() -> None:
+    base = {"train.batch_size": 4}
+    with pytest.raises(UserError, match=r"more than the 4 images of train\.batch_size"):
+        plan(make_space(base, resources={"workers_per_trial": 8}), machine(16))
+    searched = {"train.batch_size": {"choice": [2, 64]}}
+    with pytest.raises(UserError, match=r"more than the 2 images of train\.batch_size"):
+        plan(make_space(space=searched, resources={"workers_per_trial": 8}), machine(16))
+
+
+@pytest.mark.parametrize(
+    ("workers", "cluster", "sentence"),
+    [
+        ((4, 4, 1, 0), machine(2), "--workers is 4, but this machine holds 2 workers of 1 CPU"),
+        ((4, 3, 1, 0), machine(2), "--min-workers is 3, but this machine holds 2 workers"),
+        ((2, 2, 1, 1), machine(2), "--gpus-per-worker is 1, but this machine has 0 GPUs, so no"),
+        ((1, 1, 3, 0), machines((2, 0), (2, 0)), "has 2 CPUs on any one machine"),
+        ((64, 1, 1, 0), machine(2), "--workers is 64, more than the 32 images of train.batch_size"),
+    ],
+)
+def test_a_run_that_could_never_start_is_refused(
+    workers: tuple[int, int, int, int], cluster: Cluster, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        check_workers(Workers(*workers), 32, cluster)
+
+
+def test_an_elastic_run_may_ask_for_more_than_there_is_now() -> None:
+    check_workers(Workers(16, 2, 1, 0), 32, machine(2))
+
+
+def test_what_is_not_given_is_filled_in() -> None:
+    assert workers_of(machine(8, 0), 4, None, None, None) == Workers(4, 4, 1, 0)
+    assert workers_of(machine(8, 2), 4, 1, 3, None) == Workers(4, 1, 3, 1)
+    assert workers_of(machine(8, 2), 4, None, None, 0) == Workers(4, 4, 1, 0)
 
 
 @pytest.mark.parametrize("method", ["csg", "vanilla"])

@@ -49,7 +49,8 @@ def _begin(config_file: Path, out: Path | None, spread: Spread) -> Path:
         provenance["exported"] = exported
     directory = _make_directory(wanted, given=out is not None)
     mapping = config_to_mapping(config) | spread.to_mapping() | {"provenance": provenance}
-    write_config(mapping, directory / RUN_FILE)
+    with continued_by(directory, RUN_FILE):
+        write_config(mapping, directory / RUN_FILE)
     return directory
 
 
