@@ -113,9 +113,7 @@ def test_whole_gpus_and_none_are_left_alone(share: float) -> None:
 
 def test_a_share_smaller_than_cuda_itself_is_refused() -> None:
     trained = []
-    with pytest.raises(
-        UserError, match=r"gpus_per_worker is 0\.005, which is 0\.4 GiB of"
-    ):
+    with pytest.raises(UserError, match=r"gpus_per_worker is 0\.005, which is 0\.4 GiB of"):
         train_within(0.005, lambda: trained.append(1), Process(Device()))
     assert not trained
 
