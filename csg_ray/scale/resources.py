@@ -14,6 +14,7 @@ from csg_ray.config.methods import CSGConfig
 from csg_ray.config.run import RunConfig
 from csg_ray.models.encoders import build_encoder
 from csg_ray.models.resnet import build_resnet
+from csg_ray.results.retention import retention_rules
 from csg_ray.search_space import ResourcesConfig, SearchSpace
 
 BYTES_PER_NUMBER = 4
@@ -70,16 +71,20 @@ def plan(space: SearchSpace, cpus: float | None = None, gpus: float | None = Non
     concurrent = min(concurrent, search.max_concurrent or concurrent, search.num_trials)
     config = space.config_for(space.first_point())
     per_trial = checkpoint_bytes(config) * search.repeats
+    concurrent = max(1, concurrent)
+    kept = search.keep_checkpoints * len(retention_rules(space.objectives))
+    # Each trial at work has one, and writes its next one beside it.
+    checkpoints = min(kept + concurrent, search.num_trials) + concurrent
     return Plan(
         trials=search.num_trials,
         epochs=config.train.epochs,
-        concurrent=max(1, concurrent),
+        concurrent=concurrent,
         cpus_per_trial=resources.cpus_per_worker,
         gpus_per_trial=resources.gpus_per_worker,
         cluster_cpus=cpus,
         cluster_gpus=gpus,
         checkpoint_bytes_per_trial=per_trial,
-        disk_bytes=per_trial * search.num_trials,
+        disk_bytes=per_trial * checkpoints,
     )
 
 

@@ -143,6 +143,7 @@ def _drive(
 
             with local_ray(layout, verbose):
                 run_tune(driver, space, layout, verbose)
+            driver.collect_checkpoints()
         if driver.halted is None:
             write_table(load_study(directory), directory / "trials.parquet")
     finally:
