@@ -566,7 +566,9 @@ def test_check_shows_the_plan_and_writes_nothing(
     out = capsys.readouterr().out
     assert "trials  4 of up to 3 epochs, 0 of them given in the file\n" in out
     assert "at a time  2 trials, each 1 worker(s) of 1 CPU and 0.25 GPU\n" in out
-    assert "disk  49.4 MB at most, 12.3 MB a trial\n" in out
+    assert (
+        "disk  49.4 MB at most, 12.3 MB a checkpoint; the best 3 by each rule keep theirs\n" in out
+    )
     assert out.endswith("space.yaml is valid; nothing was started\n")
     assert sorted(path.name for path in Path().iterdir()) == ["space.yaml"]
 

@@ -163,6 +163,24 @@ def test_what_is_not_given_is_filled_in() -> None:
     assert workers_of(machine(8, 2), 4, None, None, 0) == Workers(4, 4, 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("search", "cpus", "checkpoints"),
+    [
+        ({}, 4, 3 * 3 + 4 + 4),  # the best by three rules, at work, being written
+        ({"keep_checkpoints": 5}, 4, 3 * 5 + 4 + 4),
+        ({"objectives": [{"metric": "source_val/hse", "mode": "min"}]}, 4, 4 * 3 + 4 + 4),
+        ({"objectives": [{"metric": "target_val/hse", "mode": "min"}]}, 4, 3 * 3 + 4 + 4),
+        ({"num_trials": 5}, 4, 5 + 4),  # no more than there are trials
+    ],
+)
+def test_disk_holds_the_best_and_those_at_work(
+    search: dict[str, Any], cpus: float, checkpoints: int
+) -> None:
+    goal = {} if "objectives" in search else {"metric": "target_val/hse", "mode": "min"}
+    layout = plan(make_space(search={"num_trials": 100} | goal | search), machine(cpus))
+    assert layout.disk_bytes == checkpoints * layout.checkpoint_bytes_per_trial
+
+
 @pytest.mark.parametrize("method", ["csg", "vanilla"])
 def test_checkpoints_are_of_the_planned_size(method: str, tmp_path: Path) -> None:
     space = {"train.learning_rate": {"loguniform": [0.01, 0.1]}}

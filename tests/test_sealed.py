@@ -187,7 +187,10 @@ def test_a_missing_or_foreign_checkpoint_leaves_the_seal(
     with pytest.raises(UserError, match=r"0004/checkpoint.pt is not a readable checkpoint"):
         evaluate_study(study)
     checkpoint.unlink()
-    with pytest.raises(UserError, match=r"0004/checkpoint.pt does not exist"):
+    with pytest.raises(
+        UserError,
+        match=r"0004/checkpoint.pt does not exist, but source_val picks.*--trial 0004, train it",
+    ):
         evaluate_study(study)
 
     assert nothing_was_touched(study, room)

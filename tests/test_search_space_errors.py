@@ -446,6 +446,10 @@ BAD: dict[str, tuple[dict[Any, Any], list[str]]] = {
         _space(seed={"randint": [0, 9]}) | {"search": _search(repeats=2)},
         ["search.repeats 2 trains with several seeds, so seed cannot be searched"],
     ),
+    "kept checkpoints": (
+        _mapping(search=_search(keep_checkpoints=0)),
+        ["search.keep_checkpoints must be an integer >= 1, not 0"],
+    ),
     "concurrency": (
         _mapping(search=_search(max_concurrent=0)),
         ["search.max_concurrent must be an integer >= 1 or null, not 0"],

@@ -85,7 +85,8 @@ def show_plan(space_file: Path, trials: int | None, settings: list[str]) -> None
         f"{layout.cpus_per_worker:g} CPU and {layout.gpus_per_worker:g} GPU",
         "machine": f"{layout.cluster_cpus:g} CPU, {layout.cluster_gpus:g} GPU",
         "disk": f"{describe_bytes(layout.disk_bytes)} at most, "
-        f"{describe_bytes(layout.checkpoint_bytes_per_trial)} a trial",
+        f"{describe_bytes(layout.checkpoint_bytes_per_trial)} a checkpoint; the best "
+        f"{search.keep_checkpoints} by each rule keep theirs",
     }
     for name, value in lines.items():
         print(f"{name:>10}  {value}")

@@ -183,6 +183,12 @@ def _evaluate(
 def _load_state(pick: Pick) -> dict[str, Any]:
     from csg_ray.training.checkpoint import config_differences, load_checkpoint
 
+    if pick.trial and not pick.checkpoint.is_file():
+        raise UserError(
+            f"{pick.checkpoint} does not exist, but {pick.rule} picks trial {pick.trial}; bring it "
+            f"back from a copy, or csg-ray export the trial with --trial {pick.trial}, train it "
+            "and evaluate its run"
+        )
     state = load_checkpoint(pick.checkpoint)
     if differences := config_differences(state["config"], pick.config):
         raise UserError(

@@ -71,6 +71,15 @@ class Candidate(Protocol):
 AnyCandidate = TypeVar("AnyCandidate", bound=Candidate)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended, and no more: the least that is a candidate."""
+
+    id: str
+    state: str
+    last: Mapping[str, Any]
+
+
 def find_rule(name: str) -> Rule:
     """The rule called `name`.
 
@@ -109,14 +118,19 @@ def rank(
     candidates: Iterable[AnyCandidate], metric: str, mode: Literal["max", "min"]
 ) -> list[AnyCandidate]:
     """The trials that may win by `metric`, best first; equal ones by id, the lower first."""
-    sign = -1.0 if mode == "max" else 1.0
-    valued = [(final_value(candidate, metric), candidate) for candidate in candidates]
-    keyed = [
-        (sign * value, len(candidate.id), candidate.id, candidate)
-        for value, candidate in valued
-        if value is not None
-    ]
-    return [candidate for *_, candidate in sorted(keyed, key=lambda entry: entry[:3])]
+    keyed = [(rank_key(candidate, metric, mode), candidate) for candidate in candidates]
+    able = [(key, candidate) for key, candidate in keyed if key is not None]
+    return [candidate for _, candidate in sorted(able, key=lambda entry: entry[0])]
+
+
+def rank_key(
+    candidate: Candidate, metric: str, mode: Literal["max", "min"]
+) -> tuple[float, int, str] | None:
+    """What `rank` sorts by, the best trial's the lowest; None for a trial that cannot win."""
+    value = final_value(candidate, metric)
+    if value is None:
+        return None
+    return (-value if mode == "max" else value, len(candidate.id), candidate.id)
 
 
 @dataclass(frozen=True)

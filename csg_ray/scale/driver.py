@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from csg_ray.results.progress import Progress, TrialUpdate
+from csg_ray.results.selection import Outcome
 from csg_ray.results.study import Trial
 from csg_ray.scale.halving import SuccessiveHalving
+from csg_ray.scale.retention import CheckpointKeeper
 from csg_ray.scale.suggestions import Suggestions
 from csg_ray.search_space import SearchSpace
 from csg_ray.storage.records import write_atomically
@@ -66,6 +68,9 @@ class StudyDriver:
         self._epochs = space.config_for(space.first_point()).train.epochs
         self._halving = _build_halving(space, self._epochs)
         self._live: dict[str, LiveTrial] = {}
+        self._keeper = CheckpointKeeper(space, self.trial_directory)
+        # Before anything is written: the disk may be full.
+        self.collect_checkpoints(trials)
         cut = self._replay(trials)
         finished, unfinished = self._close_ended(trials, cut)
         self._resuming = list(unfinished)
@@ -162,8 +167,23 @@ class StudyDriver:
         if state == "unfinished":
             return
         self._suggestions.tell(trial.number, state, trial.results)
-        self._write_state(trial_id, state, reason)
+        self._close(trial_id, state, reason, trial.results)
         self._progress.trial_updated(_update(trial_id, state, trial.params, trial.results, reason))
+
+    def collect_checkpoints(self, trials: Sequence[Trial] = ()) -> None:
+        """Remove what is left of the checkpoints of trials that ended and lead by no rule.
+
+        Args:
+            trials: of earlier drivers; the unfinished ones keep theirs.
+        """
+        ended = [trial for trial in trials if trial.state != "unfinished"]
+        removed = self._keeper.collect(ended)
+        if removed:
+            best = self._space.search.keep_checkpoints
+            self._progress.message(
+                f"removed the checkpoints of {removed} ended trial(s) that are not among the best "
+                f"{best} by any rule (search.keep_checkpoints)"
+            )
 
     def _end_state(
         self, results: Sequence[Mapping[str, Any]], cut: bool, error: str | None
@@ -214,13 +234,17 @@ class StudyDriver:
             if state == "unfinished":
                 unfinished.append(trial)
             else:
-                self._write_state(trial.id, state, reason)
+                self._close(trial.id, state, reason, trial.results)
                 finished.append(trial.with_state(state, reason))
         return finished, unfinished
 
-    def _write_state(self, trial_id: str, state: str, reason: str) -> None:
+    def _close(
+        self, trial_id: str, state: str, reason: str, results: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Write how a trial ended, then let go of the checkpoints that nobody needs any more."""
         record = {"state": state, "reason": reason, "timestamp": time.time()}
-        self._write(trial_id, "state.json", record)
+        if self._write(trial_id, "state.json", record):
+            self._keeper.ended(Outcome(trial_id, state, results[-1] if results else {}))
 
     def _write(self, trial_id: str, name: str, record: Mapping[str, Any]) -> bool:
         """Write a trial's file; a full disk halts the study instead of ending it."""

@@ -13,6 +13,7 @@ from csg_ray.config.methods import CSGConfig
 from csg_ray.config.run import RunConfig
 from csg_ray.models.encoders import build_encoder
 from csg_ray.models.resnet import build_resnet
+from csg_ray.results.retention import retention_rules
 from csg_ray.scale.cluster import Cluster
 from csg_ray.search_space import ResourcesConfig, SearchSpace
 
@@ -62,20 +63,24 @@ def plan(space: SearchSpace, cluster: Cluster) -> Plan:
     """
     resources, search = space.resources, space.search
     concurrent = _trials_at_a_time(resources, cluster)
+    concurrent = min(concurrent, search.max_concurrent or concurrent, search.num_trials)
     config = space.config_for(space.first_point())
     _check_batch(space, config)
     per_trial = checkpoint_bytes(config) * search.repeats
+    kept = search.keep_checkpoints * len(retention_rules(space.objectives))
+    # Each trial at work has one, and writes its next one beside it.
+    checkpoints = min(kept + concurrent, search.num_trials) + concurrent
     return Plan(
         trials=search.num_trials,
         epochs=config.train.epochs,
-        concurrent=min(concurrent, search.max_concurrent or concurrent, search.num_trials),
+        concurrent=concurrent,
         workers=resources.workers_per_trial,
         cpus_per_worker=resources.cpus_per_worker,
         gpus_per_worker=resources.gpus_per_worker,
         cluster_cpus=sum(node.cpus for node in cluster.nodes),
         cluster_gpus=sum(node.gpus for node in cluster.nodes),
         checkpoint_bytes_per_trial=per_trial,
-        disk_bytes=per_trial * search.num_trials,
+        disk_bytes=per_trial * checkpoints,
     )
 
 

@@ -149,6 +149,7 @@ def _drive(
 
             with running(cluster, verbose):
                 run_tune(driver, space, layout, verbose)
+            driver.collect_checkpoints()
         if driver.halted is None:
             write_table(load_study(directory), directory / "trials.parquet")
     finally:

@@ -46,6 +46,9 @@ class SearchConfig(Section):
     max_concurrent: Annotated[int, Field(ge=1)] | None = Field(
         None, description="trials at a time; null: as many as the resources hold"
     )
+    keep_checkpoints: int = Field(
+        3, ge=1, description="under each selection rule, so many of the best keep their checkpoint"
+    )
 
 
 class ResourcesConfig(Section):

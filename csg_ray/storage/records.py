@@ -18,7 +18,7 @@ CHECKPOINT_FILE = "checkpoint.pt"
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file that appears at `path` whole or not at all; an older one stays until then."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(_temporary_name(path.name))
     try:
         with temporary.open("wb") as file:
             yield file
@@ -29,6 +29,22 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _temporary_name(name: str) -> str:
+    return f".{name}.tmp"
+
+
+def remove_checkpoint(directory: Path) -> bool:
+    """Remove a training's checkpoint, and what a torn write of one left; False if none was there.
+
+    The records stay.
+    """
+    doomed = (CHECKPOINT_FILE, _temporary_name(CHECKPOINT_FILE))
+    found = [path for path in directory.iterdir() if path.name in doomed]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return bool(found)
 
 
 def _sync_folder(folder: Path) -> None:
