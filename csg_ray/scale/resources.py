@@ -65,7 +65,7 @@ def plan(space: SearchSpace, cpus: float | None = None, gpus: float | None = Non
                 f"resources.{kind}s_per_worker is {needed:g}, but there are {there:g} "
                 f"{kind.upper()}s in all, so no trial can ever start; set it to at most {there:g}"
             )
-    concurrent = min(int(cpus // resources.cpus_per_worker), _gpu_slots(resources, gpus))
+    concurrent = min(int(cpus // resources.cpus_per_worker), gpu_slots(resources, gpus))
     search = space.search
     concurrent = min(concurrent, search.max_concurrent or concurrent, search.num_trials)
     config = space.config_for(space.first_point())
@@ -83,7 +83,7 @@ def plan(space: SearchSpace, cpus: float | None = None, gpus: float | None = Non
     )
 
 
-def _gpu_slots(resources: ResourcesConfig, gpus: float) -> int:
+def gpu_slots(resources: ResourcesConfig, gpus: float) -> int:
     """Trials that the GPUs hold at a time; a fraction of a GPU does not span two of them."""
     share = resources.gpus_per_worker
     if share == 0:
