@@ -57,7 +57,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
         validate({key: config[key] for key in config if key != "min_workers"}, schema)
         _check_provider(config["provider"])
         _check_head(config)
-        _check_min_workers(config)
+        _check_what_the_schema_leaves_open(config)
         with _quiet():
             prepared = dict(prepare_config(config))
             validate_config(prepared)
@@ -106,16 +106,19 @@ def _check_provider(provider: dict[str, Any]) -> None:
             raise UserError(f"provider.{key} is missing; provider {kind} needs it")
 
 
-def _check_min_workers(config: dict[str, Any]) -> None:
-    """The key of provider local that Ray takes out before it looks at the schema."""
+def _check_what_the_schema_leaves_open(config: dict[str, Any]) -> None:
     if not isinstance(least := config.get("min_workers", 0), int):
         raise UserError(f"min_workers must be an integer, not {shown(least)}")
+    for remote, local in config.get("file_mounts", {}).items():
+        if not isinstance(local, str):
+            raise UserError(f"file_mounts.{remote} must be a path, not {shown(local)}")
 
 
 def _check_head(config: dict[str, Any]) -> None:
     types, head = config.get("available_node_types"), config.get("head_node_type")
     if config["provider"]["type"] == "local":
-        if types:
+        # The one type is Ray's own: it stands in the completed file that the head keeps.
+        if types and "local.cluster.node" not in types:
             raise UserError(
                 "available_node_types is not for provider local, whose hosts are in "
                 "provider.head_ip and provider.worker_ips; remove it"
