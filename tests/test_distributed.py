@@ -17,7 +17,7 @@ from csg_ray.distributed import gather_features, gather_rows, on_rank_zero, shar
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 # Sums over shards round otherwise than sums over the batch, and six steps of SGD carry it on.
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+RTOL, ATOL = 1e-4, 1e-5
 
 
 def _load_script() -> ModuleType:
@@ -79,7 +79,7 @@ def test_a_group_trains_as_one_process_does(
     assert group["state"].keys() == single["state"].keys()
     for key, value in single["state"].items():
         if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(group["state"][key], value, **CLOSE, msg=key)
+            torch.testing.assert_close(group["state"][key], value, rtol=RTOL, atol=ATOL, msg=key)
         else:
             assert group["state"][key] == value
 

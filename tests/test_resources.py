@@ -40,7 +40,7 @@ def machine(cpus: float, gpus: float = 0) -> Cluster:
 
 
 def machines(*nodes: tuple[float, float]) -> Cluster:
-    return Cluster(tuple(Node(*node) for node in nodes), "10.0.0.1:6379")
+    return Cluster(tuple(Node(*node) for node in nodes), "the cluster at 10.0.0.1:6379", True)
 
 
 @pytest.mark.parametrize(

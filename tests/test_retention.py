@@ -19,6 +19,7 @@ from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.retention import BestTrials, retention_rules
 from csg_ray.results.selection import RULES, Candidate, Outcome, Rule
 from csg_ray.results.study import Trial, load_study
+from csg_ray.scale.cluster import Cluster, Node
 from csg_ray.scale.driver import LiveTrial, StudyDriver
 from csg_ray.scale.resources import plan
 from csg_ray.scale.tuner import _drive
@@ -277,9 +278,10 @@ def test_the_end_of_a_study_collects_what_a_process_wrote_after_its_trial(
         driver.finish(folder.name, "ValueError: no")
         (folder / "checkpoint.pt").write_text("by a process that has not died yet")
 
-    ray = SimpleNamespace(local_ray=lambda *_: nullcontext(), run_tune=run)
-    monkeypatch.setitem(sys.modules, "csg_ray.scale.tune_run", ray)
-    _drive(space, tmp_path, plan(space, cpus=1, gpus=0), Messages(), verbose=False, trials=())
+    monkeypatch.setitem(sys.modules, "csg_ray.scale.tune_run", SimpleNamespace(run_tune=run))
+    monkeypatch.setattr("csg_ray.scale.tuner.running", lambda *_: nullcontext())
+    machine = Cluster((Node(1, 0),))
+    _drive(space, tmp_path, machine, plan(space, machine), Messages(), verbose=False)
     assert load_study(tmp_path).trial("0001").state == "failed"
     assert checkpoints(tmp_path) == set()
 

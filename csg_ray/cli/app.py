@@ -72,20 +72,38 @@ def search(
     study: Annotated[
         Path | None, typer.Option(help="New directory; otherwise studies/NAME, studies/NAME-2, ...")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the study if it is there already.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Run a search; end with the best trial and the next commands."""
-    from csg_ray.cli.searching import run_search
+    if resume:
+        from csg_ray.cli.resuming import search_or_resume
 
-    run_search(space_file, trials, settings or [], study, verbose)
+        search_or_resume(space_file, trials, settings or [], study, verbose)
+    else:
+        from csg_ray.cli.searching import run_search
+
+        run_search(space_file, trials, settings or [], study, verbose)
 
 
 @app.command()
-def check(space_file: SpaceFile, trials: Trials = None, settings: Settings = None) -> None:
-    """Validate a search-space file and show the plan; start nothing."""
-    from csg_ray.cli.searching import show_plan
+def check(
+    space_file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SPACE_FILE]", help="Search-space YAML.", show_default=False),
+    ] = None,
+    trials: Trials = None,
+    settings: Settings = None,
+    cluster: Annotated[
+        Path | None, typer.Option(metavar="CLUSTER.yaml", help="Cluster file of ray up.")
+    ] = None,
+) -> None:
+    """Validate a search-space file, a cluster file, or one against the other; start nothing."""
+    from csg_ray.cli.checking import check_files
 
-    show_plan(space_file, trials, settings or [])
+    check_files(space_file, trials, settings or [], cluster)
 
 
 Workers = Annotated[int | None, typer.Option(min=1, help="Train on so many processes with Ray.")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from csg_ray.cli.console import watch_search
 from csg_ray.cli.guard import command, continued_by, say
@@ -13,18 +13,23 @@ from csg_ray.results.export import check_new_directory, first_free
 from csg_ray.results.study import load_study
 from csg_ray.search_space import SearchSpace, load_search_space, parse_override
 
+if TYPE_CHECKING:
+    from csg_ray.scale.cluster import Cluster
+
+CHECKING = "checking data and weights, then starting Ray ..."
+
 
 def run_search(
     space_file: Path, trials: int | None, settings: list[str], study: Path | None, verbose: bool
 ) -> None:
     """Search in a new directory, then sum up."""
-    space = _load(space_file, trials, settings)
+    space = load_space(space_file, trials, settings)
     default = Path("studies") / space.study
     directory = study or first_free(default)
     if directory.exists():
         raise _taken(directory)
     check_new_directory(directory)
-    say("checking data and weights, then starting Ray ...")
+    say(CHECKING)
     while not _search_in(directory, space, verbose):
         if study is not None:
             raise _taken(directory)
@@ -56,7 +61,12 @@ def _taken(directory: Path) -> UserError:
 def continue_study(directory: Path, more: int, verbose: bool) -> None:
     """Go on with a study, then sum up."""
     load_study(directory)
-    say("checking data and weights, then starting Ray ...")
+    say(CHECKING)
+    restore(directory, more, verbose)
+
+
+def restore(directory: Path, more: int, verbose: bool) -> None:
+    """Go on with a study that was looked at, then sum up."""
     from csg_ray.scale.tuner import restore_study
 
     with continued_by(directory, "study.yaml"):
@@ -64,13 +74,11 @@ def continue_study(directory: Path, more: int, verbose: bool) -> None:
     summarise(load_study(directory))
 
 
-def show_plan(space_file: Path, trials: int | None, settings: list[str]) -> None:
-    """Print what a search would do and take."""
-    space = _load(space_file, trials, settings)
-    from csg_ray.scale.cluster import find_cluster
+def show_plan(space: SearchSpace, space_file: Path, cluster: Cluster) -> None:
+    """Print what a search would do and take on a cluster, which may be this machine."""
     from csg_ray.scale.resources import check_weights, plan
 
-    layout = plan(space, find_cluster())
+    layout = plan(space, cluster)
     check_weights(space)
     goals = ", ".join(f"{goal.metric} ({goal.mode})" for goal in space.objectives)
     search = space.search
@@ -83,7 +91,7 @@ def show_plan(space_file: Path, trials: int | None, settings: list[str]) -> None
         f"{search.repeats} training(s) per setting",
         "at a time": f"{layout.concurrent} trials, each {layout.workers} worker(s) of "
         f"{layout.cpus_per_worker:g} CPU and {layout.gpus_per_worker:g} GPU",
-        "machine": f"{layout.cluster_cpus:g} CPU, {layout.cluster_gpus:g} GPU",
+        "machines": f"{layout.cluster_cpus:g} CPU, {layout.cluster_gpus:g} GPU in all",
         "disk": f"{describe_bytes(layout.disk_bytes)} at most, "
         f"{describe_bytes(layout.checkpoint_bytes_per_trial)} a checkpoint; the best "
         f"{search.keep_checkpoints} by each rule keep theirs",
@@ -102,7 +110,12 @@ def describe_bytes(count: float) -> str:
     return f"{count:.3g} GB"
 
 
-def _load(space_file: Path, trials: int | None, settings: list[str]) -> SearchSpace:
+def load_space(space_file: Path, trials: int | None, settings: list[str]) -> SearchSpace:
+    """The search space of a file, with what the command line changes.
+
+    Raises:
+        UserError: the file, or what is to be changed, is not valid.
+    """
     space = load_search_space(space_file, parse_settings(settings))
     return space if trials is None else space.with_num_trials(trials)
 

@@ -35,16 +35,13 @@ class Cluster:
     """The machines there are, or can be when they are started on demand.
 
     Attributes:
-        address: of the Ray that was joined; None: one is started on this machine when needed.
+        name: for messages.
+        joined: whether it is there already; if not, Ray is started on this machine when needed.
     """
 
     nodes: tuple[Node, ...]
-    address: str | None = None
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return "this machine" if self.address is None else f"the cluster at {self.address}"
+    name: str = "this machine"
+    joined: bool = False
 
 
 def find_cluster(verbose: bool = False) -> Cluster:
@@ -98,7 +95,7 @@ def check_shared(directory: Path, cluster: Cluster) -> None:
     Raises:
         UserError: a machine does not see it.
     """
-    if cluster.address is None:
+    if not cluster.joined:
         return
     above = next(folder for folder in directory.absolute().parents if folder.is_dir())
     with tempfile.NamedTemporaryFile(dir=above, prefix=".csg-ray-") as probe:
@@ -168,7 +165,7 @@ def _joined() -> Cluster:
         _node(node["Resources"]) for node in ray.nodes() if node["Alive"] and node["Resources"]
     ]
     address = ray.get_runtime_context().gcs_address
-    return Cluster(tuple(_nodes_on_demand() or nodes), address)
+    return Cluster(tuple(_nodes_on_demand() or nodes), f"the cluster at {address}", joined=True)
 
 
 def _node(resources: dict[str, float]) -> Node:

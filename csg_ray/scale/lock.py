@@ -19,6 +19,10 @@ HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 
 
+class BeingRunError(UserError):
+    """Somebody else is at work in the directory."""
+
+
 class StudyLock:
     """Context manager that owns the lock of a study or a run.
 
@@ -27,7 +31,7 @@ class StudyLock:
     another host counts as long as its last touch is younger than `STALE_SECONDS`.
 
     Raises:
-        UserError: somebody else is at work there; nothing was changed.
+        BeingRunError: somebody else is at work there; nothing was changed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -92,9 +96,11 @@ class StudyLock:
         if owner.get("host", socket.gethostname()) != socket.gethostname() and age < STALE_SECONDS:
             raise self._refusal(owner)
 
-    def _refusal(self, owner: dict[str, Any]) -> UserError:
+    def _refusal(self, owner: dict[str, Any]) -> BeingRunError:
         who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-        return UserError(f"{self._path.parent} is being run by {who}; wait for it or stop it first")
+        return BeingRunError(
+            f"{self._path.parent} is being run by {who}; wait for it or stop it first"
+        )
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):

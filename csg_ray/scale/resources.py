@@ -14,7 +14,7 @@ from csg_ray.config.run import RunConfig
 from csg_ray.models.encoders import build_encoder
 from csg_ray.models.resnet import build_resnet
 from csg_ray.results.retention import retention_rules
-from csg_ray.scale.cluster import Cluster
+from csg_ray.scale.cluster import Cluster, Node
 from csg_ray.search_space import ResourcesConfig, SearchSpace
 
 BYTES_PER_NUMBER = 4
@@ -150,7 +150,12 @@ def check_worker(what: str, cpus: float, gpus: float, cluster: Cluster) -> None:
 
 def workers_that_fit(cpus: float, gpus: float, cluster: Cluster) -> int:
     """How many workers all machines hold at a time; a worker is never spread over two."""
-    return sum(min(int(node.cpus // cpus), _gpu_slots(gpus, node.gpus)) for node in cluster.nodes)
+    return sum(workers_on(node, cpus, gpus) for node in cluster.nodes)
+
+
+def workers_on(node: Node, cpus: float, gpus: float) -> int:
+    """How many workers one machine holds at a time."""
+    return min(int(node.cpus // cpus), _gpu_slots(gpus, node.gpus))
 
 
 def _trials_at_a_time(resources: ResourcesConfig, cluster: Cluster) -> int:

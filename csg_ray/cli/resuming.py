@@ -1,0 +1,81 @@
+"""`search --resume`: the same command starts a study and goes on with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from csg_ray.cli.guard import say
+from csg_ray.cli.searching import CHECKING, load_space, restore, run_search
+from csg_ray.config.errors import UserError
+from csg_ray.config.explain import shown
+from csg_ray.results.study import is_study, load_study
+from csg_ray.search_space import SearchSpace
+
+RETRY_SECONDS = 5.0
+
+
+def search_or_resume(
+    space_file: Path, trials: int | None, settings: list[str], study: Path | None, verbose: bool
+) -> None:
+    """Search in `study` (studies/NAME unless given), or go on with what is there.
+
+    A launcher that restarts its job (Slurm, Kubernetes, a second `ray job submit`) can so run one
+    command. More trials in the file than the study has are added to it.
+
+    Raises:
+        UserError: the study there was begun with other settings, or somebody is at work in it.
+    """
+    space = load_space(space_file, trials, settings)
+    directory = study or Path("studies") / space.study
+    if not is_study(directory):
+        run_search(space_file, trials, settings, directory, verbose)
+        return
+    begun = load_study(directory).space
+    _refuse_difference(space_file, space, directory, begun)
+    more = max(0, space.search.num_trials - begun.search.num_trials)
+    _continue_when_free(directory, more, verbose)
+
+
+def _continue_when_free(directory: Path, more: int, verbose: bool) -> None:
+    """Go on once the lock of a driver that died on another host has gone stale."""
+    from csg_ray.scale.lock import HEARTBEAT_SECONDS, STALE_SECONDS, BeingRunError
+
+    give_up = time.monotonic() + STALE_SECONDS + HEARTBEAT_SECONDS
+    told = False
+    say(CHECKING)
+    while True:
+        try:
+            restore(directory, more, verbose)
+        except BeingRunError as busy:
+            if time.monotonic() > give_up:
+                raise
+            if not told:
+                say(f"{busy}; waiting {give_up - time.monotonic():.0f} s, in case it is dead")
+                told = True
+            time.sleep(RETRY_SECONDS)
+        else:
+            return
+
+
+def _refuse_difference(
+    space_file: Path, space: SearchSpace, directory: Path, begun: SearchSpace
+) -> None:
+    wanted, there = (dict(_leaves(each.to_mapping())) for each in (space, begun))
+    for path in sorted(wanted.keys() | there.keys()):
+        if path != "search.num_trials" and wanted.get(path) != there.get(path):
+            raise UserError(
+                f"{path} is {shown(wanted.get(path))} in {space_file}, but study {directory} was "
+                f"begun with {shown(there.get(path))}; set it back, or give another --study"
+            )
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything that is not a mapping."""
+    if not isinstance(value, dict):
+        yield path, value
+        return
+    for key, inner in value.items():
+        yield from _leaves(inner, f"{path}.{key}" if path else str(key))
