@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from csg_ray.cli.board import describe_metric
@@ -17,18 +16,21 @@ from csg_ray.config.run import RunConfig
 from csg_ray.results.export import check_new_directory, first_free, write_config
 from csg_ray.results.provenance import collect_provenance, compare_provenance
 from csg_ray.results.study import ACCURACY, ENERGY
-from csg_ray.scale.lock import StudyLock
+from csg_ray.scale.lock import lock_directory
+from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import CHECKPOINT_FILE, read_results
 
 RUN_FILE = "run.yaml"
 DIVERGED = 1
 
 
-def start_run(config_file: Path, out: Path | None, verbose: bool) -> None:
-    """Train a run config in a new directory."""
+def start_run(
+    config_file: StoragePath, out: StoragePath | None, base: StoragePath, verbose: bool
+) -> None:
+    """Train a run config in a new directory: `out`, or a free name in `base`/runs."""
     config = load_config(config_file)
     exported = read_yaml(config_file).get("provenance")
-    wanted = out or Path("runs") / config_file.stem
+    wanted = out or base / "runs" / config_file.name.removesuffix(config_file.suffix)
     if wanted == out and wanted.exists():
         raise _taken(wanted)
     check_new_directory(wanted)
@@ -41,7 +43,7 @@ def start_run(config_file: Path, out: Path | None, verbose: bool) -> None:
         _train(config, directory, verbose)
 
 
-def _make_directory(wanted: Path, given: bool) -> Path:
+def _make_directory(wanted: StoragePath, given: bool) -> StoragePath:
     """Make the run's directory; a default name that is taken by now gives way to the next one."""
     directory = wanted if given else first_free(wanted)
     try:
@@ -53,14 +55,14 @@ def _make_directory(wanted: Path, given: bool) -> Path:
     return directory
 
 
-def _taken(directory: Path) -> UserError:
+def _taken(directory: StoragePath) -> UserError:
     return UserError(
         f"{directory} exists; continue it with '{command('restore', directory)}', "
         "or choose another name with --out"
     )
 
 
-def continue_run(directory: Path, more: int, verbose: bool) -> None:
+def continue_run(directory: StoragePath, more: int, verbose: bool) -> None:
     """Go on with a run from its checkpoint."""
     if more:
         raise UserError(f"{directory} is a run, and --more is for studies; leave it out")
@@ -89,7 +91,7 @@ def _provenance(config: RunConfig) -> dict[str, Any]:
     return collect_provenance(load_splits(config.data).fingerprint)
 
 
-def _train(config: RunConfig, directory: Path, verbose: bool) -> None:
+def _train(config: RunConfig, directory: StoragePath, verbose: bool) -> None:
     from csg_ray.training.loop import fit
     from csg_ray.training.recorder import EpochRecorder
 
@@ -97,14 +99,16 @@ def _train(config: RunConfig, directory: Path, verbose: bool) -> None:
         logging.basicConfig(level=logging.INFO)
     checkpoint = directory / CHECKPOINT_FILE
     with (
-        StudyLock(directory),
+        lock_directory(directory, say) as lock,
         _EpochDisplay(config.train.epochs, len(read_results(directory))) as display,
     ):
         recorder = EpochRecorder(directory)
 
         def on_epoch_end(
-            metrics: dict[str, float], save_checkpoint: Callable[[Path], None]
+            metrics: dict[str, float], save_checkpoint: Callable[[StoragePath], None]
         ) -> None:
+            if lock.lost is not None:
+                raise lock.lost
             recorder(metrics, save_checkpoint)
             display.show(metrics)
 
@@ -115,7 +119,7 @@ def _train(config: RunConfig, directory: Path, verbose: bool) -> None:
     _sum_up(directory, read_results(directory)[-1])
 
 
-def _sum_up(directory: Path, last: Mapping[str, Any]) -> None:
+def _sum_up(directory: StoragePath, last: Mapping[str, Any]) -> None:
     if last.get("diverged"):
         fail(f"run {directory} diverged in epoch {int(last['epoch'])}", DIVERGED)
     print(f"run {directory}: {_describe(last)} on target_val")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import traceback
-from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
 
 from csg_ray.config.run import RunConfig
-from csg_ray.storage.records import CHECKPOINT_FILE, read_results
+from csg_ray.storage.paths import StoragePath, open_path
+from csg_ray.storage.records import CHECKPOINT_FILE, read_results, write_atomically
+from csg_ray.storage.stores import StorageError
 from csg_ray.training.loop import fit
 from csg_ray.training.recorder import EpochRecorder
 
@@ -24,14 +25,14 @@ def train_trial(assignment: dict[str, Any]) -> None:
             `known_epochs` (the reports that the driver already has).
     """
     torch.set_num_threads(assignment["threads"])
-    directory = Path(assignment["directory"])
+    directory = open_path(assignment["directory"])
     try:
         _train(assignment, directory)
     except Exception as error:
         _report_failure(directory, error)
 
 
-def _train(assignment: dict[str, Any], directory: Path) -> None:
+def _train(assignment: dict[str, Any], directory: StoragePath) -> None:
     checkpoint = directory / CHECKPOINT_FILE
     recorder = EpochRecorder(directory)
     try:
@@ -53,10 +54,13 @@ def _train(assignment: dict[str, Any], directory: Path) -> None:
         recorder.close()
 
 
-def _report_failure(directory: Path, error: Exception) -> None:
-    """Hand the reason to the driver; a full disk pauses the study, all else fails this trial."""
+def _report_failure(directory: StoragePath, error: Exception) -> None:
+    """Hand the reason to the driver; storage that fails pauses the study, all else this trial."""
+    if isinstance(error, StorageError):
+        tune.report({"store": error.filename, "reason": error.strerror})
+        return
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         tune.report({"disk_full": str(directory)})
         return
-    (directory / "error.txt").write_text(traceback.format_exc())
+    write_atomically(directory / "error.txt", traceback.format_exc())
     tune.report({"error": f"{type(error).__name__}: {error}"})
