@@ -15,6 +15,7 @@ from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.study import load_study
 from csg_ray.scale.driver import LiveTrial, StudyDriver
 from csg_ray.search_space import SearchSpace, parse_search_space
+from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import append_result
 
 ACCURACY = "target_val/mean_class_accuracy"
@@ -28,7 +29,13 @@ class Recorder:
         self.reasons: dict[str, str] = {}
 
     def study_started(
-        self, study: str, directory: Path, num_trials: int, epochs: int, metric: str, mode: str
+        self,
+        study: str,
+        directory: StoragePath,
+        num_trials: int,
+        epochs: int,
+        metric: str,
+        mode: str,
     ) -> None: ...
 
     def message(self, text: str) -> None: ...
@@ -259,7 +266,7 @@ def test_a_full_disk_halts_the_study_and_it_restores(
         patch.setattr("csg_ray.scale.driver.write_atomically", full)
         assert driver.next_trial() is None
     assert driver.halted is not None
-    assert str(tmp_path) in driver.halted
+    assert str(tmp_path) in str(driver.halted)
     driver = reopen(tmp_path, space)
     assert driver.remaining == 5
     assert take(driver).id == "0002"

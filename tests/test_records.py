@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from csg_ray.config.errors import UserError
+from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import (
     CHECKPOINT_FILE,
     RESULT_FILE,
@@ -27,7 +28,7 @@ def _metrics(epoch: int) -> dict[str, float]:
     return {"epoch": epoch, "train/loss": 1 / epoch, "diverged": 0}
 
 
-def _saver(metrics: dict[str, float]) -> Callable[[Path], None]:
+def _saver(metrics: dict[str, float]) -> Callable[[StoragePath], None]:
     return lambda path: save_checkpoint(path, {"epoch": metrics["epoch"], "metrics": metrics})
 
 
@@ -103,7 +104,7 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -
 def test_recorder_writes_the_checkpoint_before_the_line(tmp_path: Path) -> None:
     recorder = EpochRecorder(tmp_path)
 
-    def full_disk(path: Path) -> None:
+    def full_disk(path: StoragePath) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     with pytest.raises(OSError, match="No space left"):

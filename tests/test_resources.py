@@ -18,7 +18,6 @@ from csg_ray.scale.resources import (
     check_workers,
     checkpoint_bytes,
     plan,
-    workers_of,
 )
 from csg_ray.search_space import SearchSpace, parse_search_space
 from csg_ray.training.checkpoint import save_checkpoint
@@ -141,7 +140,7 @@ def test_a_batch_has_an_image_for_every_worker() -> None:
     [
         ((4, 4, 1, 0), machine(2), "--workers is 4, but this machine holds 2 workers of 1 CPU"),
         ((4, 3, 1, 0), machine(2), "--min-workers is 3, but this machine holds 2 workers"),
-        ((2, 2, 1, 1), machine(2), "--gpus-per-worker is 1, but this machine has 0 GPUs, so no"),
+        ((2, 2, 1, 1), machine(2), "gpus of each worker is 1, but this machine has 0 GPUs, so no"),
         ((1, 1, 3, 0), machines((2, 0), (2, 0)), "has 2 CPUs on any one machine"),
         ((64, 1, 1, 0), machine(2), "--workers is 64, more than the 32 images of train.batch_size"),
     ],
@@ -155,12 +154,6 @@ def test_a_run_that_could_never_start_is_refused(
 
 def test_an_elastic_run_may_ask_for_more_than_there_is_now() -> None:
     check_workers(Workers(16, 2, 1, 0), 32, machine(2))
-
-
-def test_what_is_not_given_is_filled_in() -> None:
-    assert workers_of(machine(8, 0), 4, None, None, None) == Workers(4, 4, 1, 0)
-    assert workers_of(machine(8, 2), 4, 1, 3, None) == Workers(4, 1, 3, 1)
-    assert workers_of(machine(8, 2), 4, None, None, 0) == Workers(4, 4, 1, 0)
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,12 @@ from csg_ray.results.selection import RULES, Candidate, Outcome, Rule
 from csg_ray.results.study import Trial, load_study
 from csg_ray.scale.cluster import Cluster, Node
 from csg_ray.scale.driver import LiveTrial, StudyDriver
+from csg_ray.scale.lock import StudyLock
 from csg_ray.scale.resources import plan
 from csg_ray.scale.tuner import _drive
 from csg_ray.search_space import Objective, SearchSpace, parse_search_space
-from csg_ray.storage.records import append_result, remove_checkpoint, write_atomically
+from csg_ray.storage.paths import StoragePath
+from csg_ray.storage.records import append_result, remove_checkpoint, write_atomically, write_whole
 
 ACCURACY = "target_val/mean_class_accuracy"
 SOURCE = "source_val/mean_class_accuracy"
@@ -40,7 +42,13 @@ class Messages:
         self.texts: list[str] = []
 
     def study_started(
-        self, study: str, directory: Path, num_trials: int, epochs: int, metric: str, mode: str
+        self,
+        study: str,
+        directory: StoragePath,
+        num_trials: int,
+        epochs: int,
+        metric: str,
+        mode: str,
     ) -> None: ...
 
     def trial_updated(self, update: TrialUpdate) -> None: ...
@@ -177,7 +185,7 @@ def test_what_cannot_win_keeps_its_records_alone(tmp_path: Path, ending: str) ->
         run_whole(driver, 0.9)
     trial = take(driver)
     train(driver, trial, 0.1, diverged=int(ending == "diverged"))
-    folder = driver.trial_directory(trial.id)
+    folder = tmp_path / "trials" / trial.id
     (folder / TORN).write_text("half of the next o")
     driver.finish(trial.id, "ValueError: no" if ending == "failed" else None)
     assert load_study(tmp_path).trial(trial.id).state == ending
@@ -274,14 +282,15 @@ def test_the_end_of_a_study_collects_what_a_process_wrote_after_its_trial(
     start(tmp_path, space)
 
     def run(driver: StudyDriver, *_: Any) -> None:
-        folder = driver.trial_directory(take(driver).id)
+        folder = tmp_path / "trials" / take(driver).id
         driver.finish(folder.name, "ValueError: no")
         (folder / "checkpoint.pt").write_text("by a process that has not died yet")
 
     monkeypatch.setitem(sys.modules, "csg_ray.scale.tune_run", SimpleNamespace(run_tune=run))
     monkeypatch.setattr("csg_ray.scale.tuner.running", lambda *_: nullcontext())
     machine = Cluster((Node(1, 0),))
-    _drive(space, tmp_path, machine, plan(space, machine), Messages(), verbose=False)
+    lock = StudyLock(tmp_path)
+    _drive(space, tmp_path, machine, plan(space, machine), Messages(), False, lock)
     assert load_study(tmp_path).trial("0001").state == "failed"
     assert checkpoints(tmp_path) == set()
 
@@ -337,7 +346,7 @@ def step(driver: StudyDriver, live: dict[str, LiveTrial], draws: random.Random) 
     diverges = draws.random() < 0.05
     cut = train(driver, trial, draws.random(), diverged=int(diverges), **metrics)
     if len(trial.results) < EPOCHS and draws.random() < 0.05:
-        (driver.trial_directory(trial.id) / TORN).touch()
+        write_whole(driver.trial_directory(trial.id) / TORN, b"")
         raise Crash
     if cut or diverges or len(trial.results) == EPOCHS:
         del live[trial.id]

@@ -10,6 +10,7 @@ import typer
 
 from csg_ray.cli.guard import GuardedGroup
 from csg_ray.config.errors import UserError
+from csg_ray.storage.paths import StoragePath, open_path
 
 app = typer.Typer(
     cls=GuardedGroup,
@@ -32,8 +33,9 @@ class Selection(StrEnum):
 SpaceFile = Annotated[
     Path, typer.Argument(metavar="SPACE_FILE", help="Search-space YAML.", show_default=False)
 ]
+# Text: a Path would make s3:/ of s3://.
 StudyFolder = Annotated[
-    Path, typer.Argument(metavar="STUDY", help="Study directory.", show_default=False)
+    str, typer.Argument(metavar="STUDY", help="Study directory or URI.", show_default=False)
 ]
 Trials = Annotated[int | None, typer.Option(min=1, help="Trials in all; the file's otherwise.")]
 Settings = Annotated[
@@ -41,6 +43,9 @@ Settings = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Change a setting of the file; repeatable."),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of every process.")]
+Base = Annotated[
+    str | None, typer.Option("--storage", metavar="URI", help="Where to put it instead of here.")
+]
 By = Annotated[
     Selection | None, typer.Option("--by", help="Selection rule; what the study searched for.")
 ]
@@ -70,8 +75,10 @@ def search(
     trials: Trials = None,
     settings: Settings = None,
     study: Annotated[
-        Path | None, typer.Option(help="New directory; otherwise studies/NAME, studies/NAME-2, ...")
+        str | None,
+        typer.Option(help="New directory or URI; otherwise studies/NAME, studies/NAME-2, ..."),
     ] = None,
+    storage: Base = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the study if it is there already.")
     ] = False,
@@ -79,13 +86,21 @@ def search(
 ) -> None:
     """Run a search; end with the best trial and the next commands."""
     if resume:
-        from csg_ray.cli.resuming import search_or_resume
-
-        search_or_resume(space_file, trials, settings or [], study, verbose)
+        from csg_ray.cli.resuming import search_or_resume as begin
     else:
-        from csg_ray.cli.searching import run_search
+        from csg_ray.cli.searching import run_search as begin
 
-        run_search(space_file, trials, settings or [], study, verbose)
+    new, base = _new_place("--study", study, storage)
+    begin(space_file, trials, settings or [], new, base, verbose)
+
+
+def _new_place(
+    option: str, name: str | None, storage: str | None
+) -> tuple[StoragePath | None, StoragePath]:
+    """The place that the user named, if any, and the base of those that are found a name for."""
+    if name is not None and storage is not None:
+        raise UserError(f"{option} and --storage exclude each other; give one")
+    return None if name is None else open_path(name), open_path(storage or ".")
 
 
 @app.command()
@@ -110,7 +125,6 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Train on so many proce
 MinWorkers = Annotated[
     int | None, typer.Option(min=1, help="Go on with as few, and with more when there are.")
 ]
-CpusPerWorker = Annotated[int | None, typer.Option(min=1, help="CPUs of each; 1.")]
 GpusPerWorker = Annotated[
     int | None, typer.Option(min=0, help="GPUs of each; 1 where there are any.")
 ]
@@ -119,12 +133,11 @@ GpusPerWorker = Annotated[
 @app.command()
 def restore(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Study or run.", show_default=False)
+        str, typer.Argument(metavar="DIR", help="Study or run.", show_default=False)
     ],
     more: Annotated[int, typer.Option(min=0, help="Trials on top of the study's total.")] = 0,
     workers: Workers = None,
     min_workers: MinWorkers = None,
-    cpus_per_worker: CpusPerWorker = None,
     gpus_per_worker: GpusPerWorker = None,
     verbose: Verbose = False,
 ) -> None:
@@ -134,17 +147,18 @@ def restore(
     """
     from csg_ray.cli.spread import Spread
 
-    spread = Spread(workers, min_workers, cpus_per_worker, gpus_per_worker)
-    if (directory / "run.yaml").is_file():
+    place = open_path(directory)
+    spread = Spread(workers, min_workers, gpus_per_worker)
+    if (place / "run.yaml").is_file():
         from csg_ray.cli.running import continue_run
 
-        continue_run(directory, more, spread, verbose)
+        continue_run(place, more, spread, verbose)
     else:
         from csg_ray.cli.searching import continue_study
 
         if workers is not None:
             raise UserError(f"{directory} is a study, and --workers is for runs; leave it out")
-        continue_study(directory, more, verbose)
+        continue_study(place, more, verbose)
 
 
 @app.command()
@@ -156,33 +170,34 @@ def best(
     """Show the best trials of a study, finished or not."""
     from csg_ray.cli.inspecting import show_best
 
-    show_best(study, top, by.value if by else None)
+    show_best(open_path(study), top, by.value if by else None)
 
 
 @app.command()
 def export(
     study: StudyFolder,
-    out: Annotated[Path, typer.Argument(metavar="OUT.yaml", help="New file.", show_default=False)],
+    out: Annotated[str, typer.Argument(metavar="OUT.yaml", help="New file.", show_default=False)],
     trial: Annotated[str | None, typer.Option(help="Trial id; the best otherwise.")] = None,
     by: By = None,
 ) -> None:
     """Write a trial as a run config, with its provenance."""
     from csg_ray.cli.inspecting import export_trial
 
-    export_trial(study, out, trial, by.value if by else None)
+    export_trial(open_path(study), open_path(out), trial, by.value if by else None)
 
 
 @app.command()
 def train(
     config_file: Annotated[
-        Path, typer.Argument(metavar="CONFIG.yaml", help="Run config.", show_default=False)
+        str, typer.Argument(metavar="CONFIG.yaml", help="Run config.", show_default=False)
     ],
     out: Annotated[
-        Path | None, typer.Option(help="New directory; otherwise runs/NAME, runs/NAME-2, ...")
+        str | None,
+        typer.Option(help="New directory or URI; otherwise runs/NAME, runs/NAME-2, ..."),
     ] = None,
+    storage: Base = None,
     workers: Workers = None,
     min_workers: MinWorkers = None,
-    cpus_per_worker: CpusPerWorker = None,
     gpus_per_worker: GpusPerWorker = None,
     batch_per_worker: Annotated[
         int | None, typer.Option(min=1, help="Images of each; scales the learning rate, too.")
@@ -197,17 +212,18 @@ def train(
     from csg_ray.cli.running import start_run
     from csg_ray.cli.spread import Spread
 
-    spread = Spread(workers, min_workers, cpus_per_worker, gpus_per_worker, batch_per_worker)
-    start_run(config_file, out, spread, verbose)
+    spread = Spread(workers, min_workers, gpus_per_worker, batch_per_worker)
+    new, base = _new_place("--out", out, storage)
+    start_run(open_path(config_file), new, base, spread, verbose)
 
 
 @app.command()
 def evaluate(
     directory: Annotated[
-        Path, typer.Argument(metavar="STUDY|RUN", help="Study or run.", show_default=False)
+        str, typer.Argument(metavar="STUDY|RUN", help="Study or run.", show_default=False)
     ],
 ) -> None:
     """Open the sealed target_test once, for the picks of all selection rules."""
     from csg_ray.cli.inspecting import evaluate_on_test
 
-    evaluate_on_test(directory)
+    evaluate_on_test(open_path(directory))

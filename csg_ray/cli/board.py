@@ -11,6 +11,7 @@ from typing import Any, Literal
 from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.selection import rank
 from csg_ray.results.study import ACCURACY, ENERGY
+from csg_ray.storage.paths import StoragePath
 
 RUNNING_STATES = ("pending", "running", "unfinished")
 LABELS = {
@@ -26,7 +27,7 @@ class Board:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.study = ""
-        self.directory = Path()
+        self.directory: StoragePath = Path()
         self.num_trials = 0
         self.epochs = 0
         self.metric = ACCURACY
@@ -37,7 +38,13 @@ class Board:
         self._done_before = 0.0
 
     def start(
-        self, study: str, directory: Path, num_trials: int, epochs: int, metric: str, mode: str
+        self,
+        study: str,
+        directory: StoragePath,
+        num_trials: int,
+        epochs: int,
+        metric: str,
+        mode: str,
     ) -> None:
         """A search begins or goes on."""
         self.study, self.directory = study, directory

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -22,6 +21,7 @@ from csg_ray.cli.board import (
 from csg_ray.cli.guard import say
 from csg_ray.results.progress import Progress, TrialUpdate
 from csg_ray.results.study import ACCURACY, ENERGY
+from csg_ray.storage.paths import StoragePath
 
 HEARTBEAT_SECONDS = 30.0
 ROWS_OF_FRAME = 8
@@ -55,7 +55,13 @@ class PlainProgress:
         self._last_line = clock()
 
     def study_started(
-        self, study: str, directory: Path, num_trials: int, epochs: int, metric: str, mode: str
+        self,
+        study: str,
+        directory: StoragePath,
+        num_trials: int,
+        epochs: int,
+        metric: str,
+        mode: str,
     ) -> None:
         """Say what begins."""
         self._board.start(study, directory, num_trials, epochs, metric, mode)
@@ -108,7 +114,13 @@ class LiveProgress:
         )
 
     def study_started(
-        self, study: str, directory: Path, num_trials: int, epochs: int, metric: str, mode: str
+        self,
+        study: str,
+        directory: StoragePath,
+        num_trials: int,
+        epochs: int,
+        metric: str,
+        mode: str,
     ) -> None:
         """Show the empty table."""
         self._board.start(study, directory, num_trials, epochs, metric, mode)

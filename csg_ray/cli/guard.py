@@ -18,6 +18,8 @@ import typer
 from typer.core import TyperGroup
 
 from csg_ray.config.errors import UserError
+from csg_ray.storage.paths import StoragePath
+from csg_ray.storage.stores import StorageError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -34,7 +36,7 @@ class GuardedGroup(TyperGroup):
         """Run the command that the arguments name."""
         try:
             return super().invoke(ctx)
-        except UserError as error:
+        except (UserError, StorageError) as error:
             fail(str(error))
         except OSError as error:
             if error.errno not in _NO_SPACE + _NO_PERMISSION + _BAD_NAME:
@@ -94,7 +96,7 @@ def _terminable() -> Iterator[list[int]]:
 
 
 @contextmanager
-def continued_by(directory: Path, marker: str) -> Iterator[None]:
+def continued_by(directory: StoragePath, marker: str) -> Iterator[None]:
     """When stopped or out of disk, say how to go on; `marker` is the first file in `directory`."""
     received: list[int] = []
     try:
@@ -105,6 +107,8 @@ def continued_by(directory: Path, marker: str) -> Iterator[None]:
         if (directory / marker).is_file():
             fail(f"stopped; continue with: {command('restore', directory)}", code)
         fail("stopped before anything was written", code)
+    except StorageError as error:
+        fail(f"{error}; then continue with: {command('restore', directory)}")
     except OSError as error:
         if error.errno not in _NO_SPACE or not (directory / marker).is_file():
             raise
@@ -114,7 +118,7 @@ def continued_by(directory: Path, marker: str) -> Iterator[None]:
         )
 
 
-def command(*words: str | Path) -> str:
+def command(*words: str | StoragePath) -> str:
     """A command to paste into the shell that this one came from."""
     return f"{_program()} {shlex.join(str(word) for word in words)}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from csg_ray.cli.board import describe_metric, describe_value
@@ -18,11 +17,12 @@ from csg_ray.results.export import (
 )
 from csg_ray.results.selection import OBJECTIVE, Rule
 from csg_ray.results.study import ACCURACY, ENERGY, Study, Trial, load_study
+from csg_ray.storage.paths import StoragePath
 
 SOURCE_ACCURACY = "source_val/mean_class_accuracy"
 
 
-def show_best(directory: Path, top: int, by: str | None) -> None:
+def show_best(directory: StoragePath, top: int, by: str | None) -> None:
     """Print the best trials by a rule, with the settings that were searched."""
     study = load_study(directory)
     rule = study.rule(by or OBJECTIVE)
@@ -71,7 +71,9 @@ def _best_table(study: Study, trials: list[Trial], rule: Rule) -> Any:
     return table
 
 
-def export_trial(directory: Path, out: Path, trial_id: str | None, by: str | None) -> None:
+def export_trial(
+    directory: StoragePath, out: StoragePath, trial_id: str | None, by: str | None
+) -> None:
     """Write one trial as a run config."""
     if trial_id is not None and by is not None:
         raise UserError("--trial and --by exclude each other; give one")
@@ -88,7 +90,7 @@ def export_trial(directory: Path, out: Path, trial_id: str | None, by: str | Non
     print(f"next: {command('train', out)}")
 
 
-def evaluate_on_test(directory: Path) -> None:
+def evaluate_on_test(directory: StoragePath) -> None:
     """Open the sealed test split for all rules at once and print what they got."""
     from csg_ray.results.sealed import evaluate_run, evaluate_study
 

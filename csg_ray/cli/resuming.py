@@ -13,14 +13,20 @@ from csg_ray.config.errors import UserError
 from csg_ray.config.explain import shown
 from csg_ray.results.study import is_study, load_study
 from csg_ray.search_space import SearchSpace
+from csg_ray.storage.paths import StoragePath
 
 RETRY_SECONDS = 5.0
 
 
 def search_or_resume(
-    space_file: Path, trials: int | None, settings: list[str], study: Path | None, verbose: bool
+    space_file: Path,
+    trials: int | None,
+    settings: list[str],
+    study: StoragePath | None,
+    base: StoragePath,
+    verbose: bool,
 ) -> None:
-    """Search in `study` (studies/NAME unless given), or go on with what is there.
+    """Search in `study` (`base`/studies/NAME unless given), or go on with what is there.
 
     A launcher that restarts its job (Slurm, Kubernetes, a second `ray job submit`) can so run one
     command. More trials in the file than the study has are added to it.
@@ -29,9 +35,9 @@ def search_or_resume(
         UserError: the study there was begun with other settings, or somebody is at work in it.
     """
     space = load_space(space_file, trials, settings)
-    directory = study or Path("studies") / space.study
+    directory = study or base / "studies" / space.study
     if not is_study(directory):
-        run_search(space_file, trials, settings, directory, verbose)
+        run_search(space_file, trials, settings, directory, base, verbose)
         return
     begun = load_study(directory).space
     _refuse_difference(space_file, space, directory, begun)
@@ -39,7 +45,7 @@ def search_or_resume(
     _continue_when_free(directory, more, verbose)
 
 
-def _continue_when_free(directory: Path, more: int, verbose: bool) -> None:
+def _continue_when_free(directory: StoragePath, more: int, verbose: bool) -> None:
     """Go on once the lock of a driver that died on another host has gone stale."""
     from csg_ray.scale.lock import HEARTBEAT_SECONDS, STALE_SECONDS, BeingRunError
 
@@ -61,7 +67,7 @@ def _continue_when_free(directory: Path, more: int, verbose: bool) -> None:
 
 
 def _refuse_difference(
-    space_file: Path, space: SearchSpace, directory: Path, begun: SearchSpace
+    space_file: Path, space: SearchSpace, directory: StoragePath, begun: SearchSpace
 ) -> None:
     wanted, there = (dict(_leaves(each.to_mapping())) for each in (space, begun))
     for path in sorted(wanted.keys() | there.keys()):

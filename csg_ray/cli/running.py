@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from csg_ray.cli.board import describe_metric
@@ -19,26 +18,35 @@ from csg_ray.distributed import on_rank_zero, rank, torchrun_group
 from csg_ray.results.export import check_new_directory, first_free, write_config
 from csg_ray.results.provenance import collect_provenance, compare_provenance
 from csg_ray.results.study import ACCURACY, ENERGY
-from csg_ray.scale.lock import StudyLock
+from csg_ray.scale.lock import lock_directory
+from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import CHECKPOINT_FILE, read_results
 
 RUN_FILE = "run.yaml"
 DIVERGED = 1
 
 
-def start_run(config_file: Path, out: Path | None, spread: Spread, verbose: bool) -> None:
-    """Train a run config in a new directory."""
+def start_run(
+    config_file: StoragePath,
+    out: StoragePath | None,
+    base: StoragePath,
+    spread: Spread,
+    verbose: bool,
+) -> None:
+    """Train a run config in a new directory: `out`, or a free name in `base`/runs."""
     refuse_both_launchers(spread)
     with torchrun_group():
-        directory = on_rank_zero(lambda: _begin(config_file, out, spread))
+        directory = on_rank_zero(lambda: _begin(config_file, out, base, spread))
         _run(directory, spread, verbose)
 
 
-def _begin(config_file: Path, out: Path | None, spread: Spread) -> Path:
+def _begin(
+    config_file: StoragePath, out: StoragePath | None, base: StoragePath, spread: Spread
+) -> StoragePath:
     """Check everything that can be checked, then make the run's directory and its description."""
     config = load_config(config_file)
     exported = read_yaml(config_file).get("provenance")
-    wanted = out or Path("runs") / config_file.stem
+    wanted = out or base / "runs" / config_file.name.removesuffix(config_file.suffix)
     if wanted == out and wanted.exists():
         raise _taken(wanted)
     check_new_directory(wanted)
@@ -54,7 +62,7 @@ def _begin(config_file: Path, out: Path | None, spread: Spread) -> Path:
     return directory
 
 
-def _make_directory(wanted: Path, given: bool) -> Path:
+def _make_directory(wanted: StoragePath, given: bool) -> StoragePath:
     """Make the run's directory; a default name that is taken by now gives way to the next one."""
     directory = wanted if given else first_free(wanted)
     try:
@@ -66,14 +74,14 @@ def _make_directory(wanted: Path, given: bool) -> Path:
     return directory
 
 
-def _taken(directory: Path) -> UserError:
+def _taken(directory: StoragePath) -> UserError:
     return UserError(
         f"{directory} exists; continue it with '{command('restore', directory)}', "
         "or choose another name with --out"
     )
 
 
-def continue_run(directory: Path, more: int, spread: Spread, verbose: bool) -> None:
+def continue_run(directory: StoragePath, more: int, spread: Spread, verbose: bool) -> None:
     """Go on with a run from its checkpoint, on as many workers as before unless told."""
     if more:
         raise UserError(f"{directory} is a run, and --more is for studies; leave it out")
@@ -86,7 +94,7 @@ def continue_run(directory: Path, more: int, spread: Spread, verbose: bool) -> N
         _run(directory, spread, verbose)
 
 
-def _has_ended(directory: Path) -> bool:
+def _has_ended(directory: StoragePath) -> bool:
     config, results = load_config(directory / RUN_FILE), read_results(directory)
     if not results or (
         results[-1]["epoch"] < config.train.epochs and not results[-1].get("diverged")
@@ -97,7 +105,7 @@ def _has_ended(directory: Path) -> bool:
     return True
 
 
-def _check_unchanged(directory: Path, spread: Spread) -> None:
+def _check_unchanged(directory: StoragePath, spread: Spread) -> None:
     """Refuse other data, and say what else has changed."""
     config = load_config(directory / RUN_FILE)
     check_spread(config, directory, spread)
@@ -118,39 +126,48 @@ def _provenance(config: RunConfig) -> dict[str, Any]:
     return collect_provenance(load_splits(config.data).fingerprint)
 
 
-def _run(directory: Path, spread: Spread, verbose: bool) -> None:
+def _run(directory: StoragePath, spread: Spread, verbose: bool) -> None:
     """Train to the end; rank 0 keeps the files and talks to the user."""
     if verbose:
         logging.basicConfig(level=logging.INFO)
     config = on_rank_zero(lambda: load_config(directory / RUN_FILE))
-    if rank() > 0:
-        _fit(config, directory, print)
+    if rank() > 0:  # rank 0 hands it the checkpoint and takes the reports
+        from csg_ray.training.loop import fit
+
+        fit(config, lambda metrics, save: None)
         return
     known = len(read_results(directory))
     with (
         continued_by(directory, RUN_FILE),
-        StudyLock(directory),
+        lock_directory(directory, say) as lock,
         _EpochDisplay(config.train.epochs, known) as display,
     ):
+
+        def show(metrics: Mapping[str, Any]) -> None:
+            if lock.lost is not None:
+                raise lock.lost
+            display.show(metrics)
+
         if spread.workers is None:
-            _fit(config, directory, display.show)
+            _fit(config, directory, show)
         else:
-            train_spread(config, directory, spread, known, display.show, verbose)
+            train_spread(config, directory, spread, known, show, verbose)
     _sum_up(directory, read_results(directory)[-1])
 
 
-def _fit(config: RunConfig, directory: Path, show: Callable[[Mapping[str, Any]], None]) -> None:
-    """Train in this process, which may be one of several that torchrun started."""
+def _fit(
+    config: RunConfig, directory: StoragePath, show: Callable[[Mapping[str, Any]], None]
+) -> None:
+    """Train in this process, which may be the first of several that torchrun started."""
     from csg_ray.training.loop import fit
     from csg_ray.training.recorder import EpochRecorder
 
-    if rank() > 0:  # rank 0 hands it the checkpoint and takes the reports
-        fit(config, lambda metrics, save: None)
-        return
     checkpoint = directory / CHECKPOINT_FILE
     recorder = EpochRecorder(directory)
 
-    def on_epoch_end(metrics: dict[str, float], save_checkpoint: Callable[[Path], None]) -> None:
+    def on_epoch_end(
+        metrics: dict[str, float], save_checkpoint: Callable[[StoragePath], None]
+    ) -> None:
         recorder(metrics, save_checkpoint)
         show(metrics)
 
@@ -160,7 +177,7 @@ def _fit(config: RunConfig, directory: Path, show: Callable[[Mapping[str, Any]],
         recorder.close()
 
 
-def _sum_up(directory: Path, last: Mapping[str, Any]) -> None:
+def _sum_up(directory: StoragePath, last: Mapping[str, Any]) -> None:
     if last.get("diverged"):
         fail(f"run {directory} diverged in epoch {int(last['epoch'])}", DIVERGED)
     print(f"run {directory}: {_describe(last)} on target_val")

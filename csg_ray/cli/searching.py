@@ -12,6 +12,7 @@ from csg_ray.config.errors import UserError
 from csg_ray.results.export import check_new_directory, first_free
 from csg_ray.results.study import load_study
 from csg_ray.search_space import SearchSpace, load_search_space, parse_override
+from csg_ray.storage.paths import StoragePath
 
 if TYPE_CHECKING:
     from csg_ray.scale.cluster import Cluster
@@ -20,11 +21,16 @@ CHECKING = "checking data and weights, then starting Ray ..."
 
 
 def run_search(
-    space_file: Path, trials: int | None, settings: list[str], study: Path | None, verbose: bool
+    space_file: Path,
+    trials: int | None,
+    settings: list[str],
+    study: StoragePath | None,
+    base: StoragePath,
+    verbose: bool,
 ) -> None:
-    """Search in a new directory, then sum up."""
+    """Search in a new directory - `study`, or a free name in `base`/studies -, then sum up."""
     space = load_space(space_file, trials, settings)
-    default = Path("studies") / space.study
+    default = base / "studies" / space.study
     directory = study or first_free(default)
     if directory.exists():
         raise _taken(directory)
@@ -37,7 +43,7 @@ def run_search(
     summarise(load_study(directory))
 
 
-def _search_in(directory: Path, space: SearchSpace, verbose: bool) -> bool:
+def _search_in(directory: StoragePath, space: SearchSpace, verbose: bool) -> bool:
     """Search in a new directory; False when another search has made it since it was chosen."""
     from csg_ray.scale.tuner import run_study
 
@@ -51,21 +57,21 @@ def _search_in(directory: Path, space: SearchSpace, verbose: bool) -> bool:
     return True
 
 
-def _taken(directory: Path) -> UserError:
+def _taken(directory: StoragePath) -> UserError:
     return UserError(
         f"{directory} exists; continue it with '{command('restore', directory)}', "
         "or choose another name with --study"
     )
 
 
-def continue_study(directory: Path, more: int, verbose: bool) -> None:
+def continue_study(directory: StoragePath, more: int, verbose: bool) -> None:
     """Go on with a study, then sum up."""
     load_study(directory)
     say(CHECKING)
     restore(directory, more, verbose)
 
 
-def restore(directory: Path, more: int, verbose: bool) -> None:
+def restore(directory: StoragePath, more: int, verbose: bool) -> None:
     """Go on with a study that was looked at, then sum up."""
     from csg_ray.scale.tuner import restore_study
 

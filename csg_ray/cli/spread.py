@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from csg_ray.cli.guard import say
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import override_config
 from csg_ray.config.run import RunConfig
 from csg_ray.distributed import started_by_torchrun
+from csg_ray.storage.paths import StoragePath
+
+if TYPE_CHECKING:
+    from csg_ray.scale.cluster import Cluster
+    from csg_ray.scale.resources import Workers
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,6 @@ class Spread:
 
     workers: int | None = None
     min_workers: int | None = None
-    cpus_per_worker: int | None = None
     gpus_per_worker: int | None = None
     batch_per_worker: int | None = None
 
@@ -78,7 +81,7 @@ def refuse_both_launchers(spread: Spread) -> None:
         raise UserError("--workers starts processes with Ray, and torchrun has; leave one out")
 
 
-def check_spread(config: RunConfig, directory: Path, spread: Spread) -> None:
+def check_spread(config: RunConfig, directory: StoragePath, spread: Spread) -> None:
     """Refuse, before anything is written, what the machines cannot do.
 
     Raises:
@@ -88,16 +91,16 @@ def check_spread(config: RunConfig, directory: Path, spread: Spread) -> None:
     if spread.workers is None:
         return
     from csg_ray.scale.cluster import check_shared, find_cluster
-    from csg_ray.scale.resources import check_workers, workers_of
+    from csg_ray.scale.resources import check_workers
 
     cluster = find_cluster()
-    check_workers(workers_of(cluster, **_numbers(spread)), config.train.batch_size, cluster)
+    check_workers(_workers(spread, config, cluster), config.train.batch_size, cluster)
     check_shared(directory, cluster)
 
 
 def train_spread(
     config: RunConfig,
-    directory: Path,
+    directory: StoragePath,
     spread: Spread,
     known_epochs: int,
     show: Callable[[Mapping[str, Any]], None],
@@ -105,10 +108,9 @@ def train_spread(
 ) -> None:
     """Train on several workers, and show every epoch."""
     from csg_ray.scale.cluster import find_cluster, running
-    from csg_ray.scale.resources import workers_of
 
     cluster = find_cluster(verbose)
-    workers = workers_of(cluster, **_numbers(spread))
+    workers = _workers(spread, config, cluster)
     fewest = "" if workers.minimum == workers.maximum else f"{workers.minimum} to "
     say(
         f"{fewest}{workers.maximum} workers of {workers.cpus:g} CPU and {workers.gpus:g} GPU on "
@@ -119,7 +121,7 @@ def train_spread(
         from csg_ray.scale.trainer import train_with_workers
 
         job = {
-            "directory": str(directory.absolute()),
+            "directory": str(directory.resolve()),
             "config": config.model_dump(),
             "repeats": 1,
             "threads": workers.cpus,
@@ -127,10 +129,15 @@ def train_spread(
         train_with_workers(job, directory.name, workers, show, known_epochs)
 
 
-def _numbers(spread: Spread) -> dict[str, int | None]:
-    return {
-        "maximum": spread.workers,
-        "minimum": spread.min_workers,
-        "cpus": spread.cpus_per_worker,
-        "gpus": spread.gpus_per_worker,
-    }
+def _workers(spread: Spread, config: RunConfig, cluster: Cluster) -> Workers:
+    """The options with what was not given filled in."""
+    from csg_ray.scale.resources import Workers
+
+    assert spread.workers is not None
+    has_gpus = any(node.gpus >= 1 for node in cluster.nodes)
+    return Workers(
+        maximum=spread.workers,
+        minimum=spread.min_workers or spread.workers,
+        cpus=max(1, config.data.workers),  # a training on a GPU waits for its loaders
+        gpus=int(has_gpus) if spread.gpus_per_worker is None else spread.gpus_per_worker,
+    )

@@ -9,6 +9,7 @@ from csg_ray.cli.guard import command, fail
 from csg_ray.results.export import first_free, selected_with_target_labels
 from csg_ray.results.selection import OBJECTIVE, final_value
 from csg_ray.results.study import ACCURACY, ENERGY, Study, Trial
+from csg_ray.storage.paths import StoragePath
 
 STAMP = "selected with target labels"
 ERROR_FILE = "error.txt"
@@ -105,7 +106,7 @@ def print_agreement(study: Study) -> None:
     )
 
 
-def next_commands(directory: Path) -> list[str]:
+def next_commands(directory: StoragePath) -> list[str]:
     """Commands to paste that go on from here."""
     out = first_free(Path(f"{directory.name}.yaml"))
     return [

@@ -16,13 +16,13 @@ from pydantic.fields import FieldInfo
 from csg_ray.config.errors import UserError, nearest
 from csg_ray.config.explain import shown, validate
 from csg_ray.config.methods import METHOD_CONFIGS
-from csg_ray.config.reader import read_yaml
+from csg_ray.config.reader import TextFile, read_yaml
 from csg_ray.config.run import RunConfig
 
 SECTIONS = tuple(name for name in RunConfig.model_fields if name != "seed")
 
 
-def load_config(path: str | Path) -> RunConfig:
+def load_config(path: str | TextFile) -> RunConfig:
     """The run configuration in a YAML file: plain, nested, as `csg-ray export` writes it.
 
     More keys may stand at the top: `csg_ray`, the version that wrote the file; `provenance`, which
@@ -31,7 +31,7 @@ def load_config(path: str | Path) -> RunConfig:
     Raises:
         UserError: unreadable, not YAML, an unknown setting, a bad value, or a newer version's file.
     """
-    mapping = read_yaml(Path(path))
+    mapping = read_yaml(Path(path) if isinstance(path, str) else path)
     try:
         if "space" in mapping:
             raise UserError("this is a search space, not a run; start it with csg-ray search")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -18,6 +17,13 @@ _SCALARS = [
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
     ("float", rf"{_FLOAT}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.0123456789")),
 ]
+
+
+class TextFile(Protocol):
+    """What is read: a path, on a disk or elsewhere."""
+
+    def read_text(self, encoding: str) -> str:
+        """The content; OSError when it cannot be had."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -110,7 +116,7 @@ def parse_yaml(text: str) -> Any:
         raise UserError(f"not YAML ({reason})") from error
 
 
-def read_yaml(path: Path) -> dict[Any, Any]:
+def read_yaml(path: TextFile) -> dict[Any, Any]:
     """The mapping that a YAML file holds.
 
     Raises:

@@ -9,14 +9,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from csg_ray.storage.ledger import append_to_ledger, read_ledger
+from csg_ray.storage.paths import StoragePath
 
 UNLABELLED = -1
 
@@ -95,20 +97,21 @@ class SealedSplit:
         self.fingerprint = fingerprint
         self.__load = load
 
-    def open(self, ledger: Path, reason: str) -> tuple[Split, list[dict[str, str]]]:
+    def open(self, ledger: StoragePath, reason: str) -> tuple[Split, list[dict[str, str]]]:
         """Record the opening, then load.
 
         Args:
-            ledger: JSONL file, created when missing; the new line is on disk before anything loads.
+            ledger: JSONL file, created when missing (on a URI an object for each line); the new
+                line is there before anything loads.
             reason: Why it is opened, for whoever reads the ledger.
 
         Returns:
             The split, and the earlier openings of the same content in this ledger.
         """
         earlier = [
-            entry for entry in _read_ledger(ledger) if entry.get("fingerprint") == self.fingerprint
+            entry for entry in read_ledger(ledger) if entry.get("fingerprint") == self.fingerprint
         ]
-        _append_to_ledger(
+        append_to_ledger(
             ledger,
             {
                 "fingerprint": self.fingerprint,
@@ -149,30 +152,6 @@ class DomainSplits:
         )
         parts = [split.fingerprint if split is not None else "none" for split in splits]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
-
-
-def _read_ledger(ledger: Path) -> list[dict[str, Any]]:
-    if not ledger.exists():
-        return []
-    entries = []
-    for line in ledger.read_text(encoding="utf-8").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            # Torn by a crash inside `open`, so before the split was handed out: not an opening.
-            continue
-    return entries
-
-
-def _append_to_ledger(ledger: Path, entry: dict[str, str]) -> None:
-    with ledger.open("a+b") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(entry).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _user() -> str:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import config_to_mapping
 from csg_ray.config.reader import dump_yaml
 from csg_ray.results.selection import OBJECTIVE, needs_target_labels
 from csg_ray.results.study import Study, Trial
+from csg_ray.storage.folders import check_writable
+from csg_ray.storage.paths import RemotePath, StoragePath
 from csg_ray.storage.records import write_atomically
 
 CHOSEN_BY_ID = "chosen by id"
+
+Place = TypeVar("Place", Path, RemotePath, StoragePath)
 
 
 def export_config(study: Study, trial: Trial, selection: str | None = None) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def selected_with_target_labels(study: Study, selection: str | None) -> bool:
     return steered and any(needs_target_labels(goal.metric) for goal in study.space.objectives)
 
 
-def write_config(mapping: Mapping[str, Any], path: Path) -> None:
+def write_config(mapping: Mapping[str, Any], path: StoragePath) -> None:
     """Write a run config as YAML, whole or not at all.
 
     Raises:
@@ -71,42 +74,37 @@ def write_config(mapping: Mapping[str, Any], path: Path) -> None:
     write_atomically(path, dump_yaml(dict(mapping)))
 
 
-def check_new_file(path: Path) -> None:
+def check_new_file(path: StoragePath) -> None:
     """Refuse a path that exists or whose folder cannot be written to, before any work is done."""
-    if path.exists() or path.is_symlink():
+    if _is_taken(path):
         raise UserError(f"{path} exists and is not overwritten; choose another name or remove it")
-    if not path.parent.is_dir():
+    if isinstance(path, Path) and not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist")
     check_writable(path.parent)
 
 
-def first_free(path: Path) -> Path:
+def first_free(path: Place) -> Place:
     """`path`, or the first of NAME-2, NAME-3, ... (before .yaml) that does not exist yet."""
     suffix = ".yaml" if path.suffix == ".yaml" else ""
     candidate, number = path, 1
-    while candidate.exists() or candidate.is_symlink():
+    while _is_taken(candidate):
         number += 1
         candidate = path.with_name(f"{path.name.removesuffix(suffix)}-{number}{suffix}")
     return candidate
 
 
-def check_new_directory(path: Path) -> None:
+def _is_taken(path: StoragePath) -> bool:
+    return path.exists() or (isinstance(path, Path) and path.is_symlink())
+
+
+def check_new_directory(path: StoragePath) -> None:
     """Refuse a directory that could not be made, before any work is done."""
+    if isinstance(path, RemotePath):
+        check_writable(path.parent)
+        return
     parents = path.absolute().parents
     above = next(folder for folder in parents if folder.exists() or folder.is_symlink())
     if not above.is_dir():
         what = "a file" if above.exists() else "a link to nowhere"
         raise UserError(f"{path} cannot be made: {above} is {what}")
     check_writable(above)
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse a folder in which no file can be made.
-
-    Trying is the only sure way: permission bits say nothing about read-only or full disks.
-    """
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".csg-ray-"):
-            pass
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written to: {error.strerror}") from None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
+
+from csg_ray.storage.paths import StoragePath
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,13 @@ class Progress(Protocol):
     """The watcher of a search; called from one thread, must return at once."""
 
     def study_started(
-        self, study: str, directory: Path, num_trials: int, epochs: int, metric: str, mode: str
+        self,
+        study: str,
+        directory: StoragePath,
+        num_trials: int,
+        epochs: int,
+        metric: str,
+        mode: str,
     ) -> None:
         """A search begins or goes on: `num_trials` in all, `epochs` each."""
 

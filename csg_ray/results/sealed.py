@@ -7,16 +7,17 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import load_config
 from csg_ray.config.reader import read_yaml
 from csg_ray.config.run import RunConfig
-from csg_ray.results.export import check_writable, selected_with_target_labels
+from csg_ray.results.export import selected_with_target_labels
 from csg_ray.results.selection import RULES
 from csg_ray.results.study import Study, is_study, load_study
+from csg_ray.storage.folders import check_writable
+from csg_ray.storage.paths import StoragePath, open_path
 from csg_ray.storage.records import CHECKPOINT_FILE, read_results, write_atomically
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Pick:
     rule: str
     trial: str
     config: RunConfig
-    checkpoint: Path
+    checkpoint: StoragePath
     epoch: int
     used_target_labels: bool
 
@@ -55,7 +56,7 @@ class Pick:
         }
 
 
-def evaluate_study(directory: Path) -> dict[str, Any]:
+def evaluate_study(directory: StoragePath) -> dict[str, Any]:
     """Measure the picks of all selection rules of a study on target_test.
 
     Returns:
@@ -81,7 +82,7 @@ def evaluate_study(directory: Path) -> dict[str, Any]:
     return _evaluate(directory, picks, expected, directory / LEDGER_FILE)
 
 
-def evaluate_run(directory: Path) -> dict[str, Any]:
+def evaluate_run(directory: StoragePath) -> dict[str, Any]:
     """Measure a run's checkpoint on target_test; otherwise as `evaluate_study`.
 
     A run of an exported config writes into the ledger of its study while that is still there, so
@@ -92,7 +93,7 @@ def evaluate_run(directory: Path) -> dict[str, Any]:
     provenance = read_yaml(directory / "run.yaml").get("provenance") or {}
     exported = _export_behind(provenance)
     study = exported.get("study_directory")
-    keeper = Path(study) if study and is_study(Path(study)) else directory
+    keeper = open_path(study) if study and is_study(open_path(study)) else directory
     pick = Pick(
         rule="run",
         trial="",
@@ -112,7 +113,7 @@ def _export_behind(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     return _export_behind(exported) if "exported" in exported else exported
 
 
-def _last_epoch(directory: Path, config: RunConfig) -> int:
+def _last_epoch(directory: StoragePath, config: RunConfig) -> int:
     """The epoch that a run ended at; a run that has not got there must not be tested."""
     results = read_results(directory)
     if not results:
@@ -151,7 +152,7 @@ def _study_picks(study: Study) -> list[Pick]:
 
 
 def _evaluate(
-    directory: Path, picks: Sequence[Pick], data_sha256: str | None, ledger: Path
+    directory: StoragePath, picks: Sequence[Pick], data_sha256: str | None, ledger: StoragePath
 ) -> dict[str, Any]:
     """Everything that can go wrong is tried before the seal is broken."""
     check_writable(directory)
@@ -203,7 +204,9 @@ def _load_state(pick: Pick) -> dict[str, Any]:
     return state
 
 
-def _sealed_split(directory: Path, picks: Sequence[Pick], data_sha256: str | None) -> SealedSplit:
+def _sealed_split(
+    directory: StoragePath, picks: Sequence[Pick], data_sha256: str | None
+) -> SealedSplit:
     from csg_ray.data.load import load_splits
 
     splits = [load_splits(pick.config.data) for pick in picks]
@@ -220,7 +223,7 @@ def _sealed_split(directory: Path, picks: Sequence[Pick], data_sha256: str | Non
     return splits[0].target_test
 
 
-def _earlier_results(path: Path) -> list[dict[str, Any]]:
+def _earlier_results(path: StoragePath) -> list[dict[str, Any]]:
     """Results of earlier looks, oldest first: a better second look must not hide the first."""
     if not path.is_file():
         return []

@@ -22,12 +22,15 @@ from csg_ray.results.selection import (
     spearman,
 )
 from csg_ray.search_space import SearchSpace, parse_search_space
+from csg_ray.storage.folders import in_parallel, subfolders
+from csg_ray.storage.paths import RemotePath, StoragePath, open_path
 from csg_ray.storage.records import CHECKPOINT_FILE, read_results
 
 STUDY_FORMAT = 1
 FINAL_STATES = ("completed", "stopped", "diverged", "failed")
 ACCURACY = "target_val/mean_class_accuracy"
 ENERGY = "target_val/hse"
+THREADS = 16  # that read trials from a store
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Trial:
     state: str
     reason: str
     results: tuple[Mapping[str, Any], ...]
-    directory: Path
+    directory: StoragePath
 
     @property
     def last(self) -> Mapping[str, Any]:
@@ -59,7 +62,7 @@ class Trial:
         return int(self.last.get("epoch", 0))
 
     @property
-    def checkpoint(self) -> Path:
+    def checkpoint(self) -> StoragePath:
         """Where the newest checkpoint is, if it was kept."""
         return self.directory / CHECKPOINT_FILE
 
@@ -72,7 +75,7 @@ class Trial:
 class Study:
     """One search: its space, its provenance, its trials in the order of their ids."""
 
-    directory: Path
+    directory: StoragePath
     space: SearchSpace
     provenance: Mapping[str, Any]
     restores: tuple[Mapping[str, Any], ...]
@@ -144,20 +147,21 @@ class Study:
         return spearman([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
 
-def is_study(path: Path) -> bool:
+def is_study(path: StoragePath) -> bool:
     """Whether `path` is a study directory."""
     return (path / "study.yaml").is_file()
 
 
-def load_study(path: str | Path) -> Study:
-    """Read a study directory.
+def load_study(path: str | StoragePath) -> Study:
+    """Read a study from its directory or URI.
 
     Raises:
         UserError: `path` is not a study, cannot be read, or comes from a newer version.
     """
-    directory = Path(path)
+    directory = open_path(path)
     header = _read_header(directory)
-    trials = [_read_trial(folder) for folder in sorted(_trial_folders(directory))]
+    threads = THREADS if isinstance(directory, RemotePath) else 1
+    trials = in_parallel(_read_trial, _trial_folders(directory), threads)
     found = [trial for trial in trials if trial is not None]
     return Study(
         directory=directory,
@@ -168,9 +172,9 @@ def load_study(path: str | Path) -> Study:
     )
 
 
-def _read_header(directory: Path) -> dict[str, Any]:
+def _read_header(directory: StoragePath) -> dict[str, Any]:
     file = directory / "study.yaml"
-    if directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK):
+    if isinstance(directory, Path) and _is_closed(directory):
         raise UserError(f"{directory} cannot be read: no permission")
     if not file.is_file():
         what = "holds no study.yaml" if directory.exists() else "does not exist"
@@ -189,15 +193,19 @@ def _read_header(directory: Path) -> dict[str, Any]:
     return header
 
 
-def _trial_folders(directory: Path) -> list[Path]:
+def _is_closed(directory: Path) -> bool:
+    return directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK)
+
+
+def _trial_folders(directory: StoragePath) -> list[StoragePath]:
     trials = directory / "trials"
     try:
-        return [folder for folder in trials.iterdir() if folder.is_dir()] if trials.exists() else []
+        return subfolders(trials)
     except OSError as error:
         raise UserError(f"{trials} cannot be read: {error.strerror}") from None
 
 
-def _read_trial(folder: Path) -> Trial | None:
+def _read_trial(folder: StoragePath) -> Trial | None:
     # The state first: a driver writes it last, so the epochs read after it are all there.
     state = _read_json(folder / "state.json") or {}
     try:
@@ -223,13 +231,13 @@ def _read_trial(folder: Path) -> Trial | None:
     )
 
 
-def _known_state(state: str, folder: Path) -> str:
+def _known_state(state: str, folder: StoragePath) -> str:
     if state not in (*FINAL_STATES, "unfinished"):
         raise UserError(f"{folder}/state.json has the unknown state '{state}'; update csg_ray")
     return state
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: StoragePath) -> dict[str, Any] | None:
     """The object in a file; None when it is missing or torn."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

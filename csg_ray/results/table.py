@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csg_ray.results.study import Study
-from csg_ray.storage.records import atomic_file
+from csg_ray.storage.paths import StoragePath
+from csg_ray.storage.records import write_whole
 
 
 def build_table(study: Study) -> pa.Table:
@@ -30,10 +31,11 @@ def build_table(study: Study) -> pa.Table:
     return pa.table(columns)
 
 
-def write_table(study: Study, path: Path) -> None:
+def write_table(study: Study, path: StoragePath) -> None:
     """Write the table as Parquet, whole or not at all, over an older table of the same study."""
-    with atomic_file(path) as file:
-        pq.write_table(build_table(study), file)
+    file = io.BytesIO()
+    pq.write_table(build_table(study), file)
+    write_whole(path, file.getbuffer())
 
 
 def _order(name: str) -> tuple[int, str]:

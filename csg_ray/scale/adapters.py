@@ -9,8 +9,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from csg_ray.scale.driver import LiveTrial, StudyDriver
+from csg_ray.scale.driver import LiveTrial, StudyDriver, disk_full
 from csg_ray.search_space import SearchSpace
+from csg_ray.storage.stores import StorageError
 
 
 class DriverSearcher(Searcher):
@@ -74,7 +75,10 @@ class DriverScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """STOP a trial that the driver cuts, or that cannot write; else CONTINUE."""
         if "disk_full" in result:
-            self._driver.halt(f"no space left on the disk of {result['disk_full']}")
+            self._driver.halt(disk_full(result["disk_full"]))
+            return TrialScheduler.STOP
+        if "store" in result:
+            self._driver.halt(StorageError(result["reason"], result["store"]))
             return TrialScheduler.STOP
         if "error" in result or "epoch" not in result:
             return TrialScheduler.CONTINUE

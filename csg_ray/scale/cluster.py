@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from csg_ray.config.errors import UserError
+from csg_ray.storage.paths import RemotePath, StoragePath
 
 # What is left for tasks and actors beside Ray's object store, as Ray itself counts.
 MEMORY_SHARE = 0.6
@@ -85,7 +86,7 @@ def running(cluster: Cluster, verbose: bool) -> Iterator[None]:
         ray.shutdown()
 
 
-def check_shared(directory: Path, cluster: Cluster) -> None:
+def check_shared(directory: StoragePath, cluster: Cluster) -> None:
     """Refuse a local directory that another machine of the cluster does not see.
 
     Args:
@@ -95,7 +96,7 @@ def check_shared(directory: Path, cluster: Cluster) -> None:
     Raises:
         UserError: a machine does not see it.
     """
-    if not cluster.joined:
+    if not cluster.joined or isinstance(directory, RemotePath):
         return
     above = next(folder for folder in directory.absolute().parents if folder.is_dir())
     with tempfile.NamedTemporaryFile(dir=above, prefix=".csg-ray-") as probe:

@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from csg_ray.results.progress import Progress, TrialUpdate
@@ -21,7 +20,9 @@ from csg_ray.scale.halving import SuccessiveHalving
 from csg_ray.scale.retention import CheckpointKeeper
 from csg_ray.scale.suggestions import Suggestions
 from csg_ray.search_space import SearchSpace
+from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import write_atomically
+from csg_ray.storage.stores import StorageError
 
 # Of a trial's process without a finished epoch between.
 MAX_STARTS = 3
@@ -50,17 +51,18 @@ class StudyDriver:
         trials: trials of earlier drivers, as read from the directory.
 
     Attributes:
-        halted: why the study cannot go on for now (a full disk), else None.
+        halted: why the study cannot go on for now (a full disk, a store that is away, another
+            process in its place), else None.
     """
 
     def __init__(
         self,
         space: SearchSpace,
-        directory: Path,
+        directory: StoragePath,
         progress: Progress,
         trials: Sequence[Trial] = (),
     ) -> None:
-        self.halted: str | None = None
+        self.halted: Exception | None = None
         self._space = space
         self._directory = directory
         self._progress = progress
@@ -132,7 +134,7 @@ class StudyDriver:
         self._progress.trial_updated(_update(trial_id, "running", trial.params, trial.results))
         return trial.starts >= MAX_STARTS
 
-    def trial_directory(self, trial_id: str) -> Path:
+    def trial_directory(self, trial_id: str) -> StoragePath:
         """Where a trial's files are."""
         return self._directory / "trials" / trial_id
 
@@ -153,8 +155,8 @@ class StudyDriver:
         trial.cut = trial.cut or self._cuts(trial_id, metrics)
         return trial.cut
 
-    def halt(self, reason: str) -> None:
-        """Stop handing out trials; the study stays restorable."""
+    def halt(self, reason: Exception) -> None:
+        """Stop handing out trials and writing; the study stays restorable."""
         if self.halted is None:
             self.halted = reason
 
@@ -247,17 +249,27 @@ class StudyDriver:
             self._keeper.ended(Outcome(trial_id, state, results[-1] if results else {}))
 
     def _write(self, trial_id: str, name: str, record: Mapping[str, Any]) -> bool:
-        """Write a trial's file; a full disk halts the study instead of ending it."""
+        """Write a trial's file; a full disk or an absent store halts the study."""
+        if self.halted is not None:
+            return False
         folder = self.trial_directory(trial_id)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / name, json.dumps(record, indent=1))
+        except StorageError as error:
+            self.halt(error)
+            return False
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            self.halt(f"no space left on the disk of {self._directory}")
+            self.halt(disk_full(str(self._directory)))
             return False
         return True
+
+
+def disk_full(directory: str) -> OSError:
+    """What halts a study on a full disk."""
+    return OSError(errno.ENOSPC, f"no space left on the disk of {directory}", directory)
 
 
 def _build_halving(space: SearchSpace, epochs: int) -> SuccessiveHalving | None:

@@ -8,11 +8,14 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from csg_ray.config.errors import UserError
+from csg_ray.scale.claims import ClaimLock
+from csg_ray.storage.paths import RemotePath, StoragePath
 
 LOCK_FILE = "driver.lock"
 HEARTBEAT_SECONDS = 10.0
@@ -21,6 +24,13 @@ STALE_SECONDS = 60.0
 
 class BeingRunError(UserError):
     """Somebody else is at work in the directory."""
+
+
+def lock_directory(directory: StoragePath, say: Callable[[str], None]) -> StudyLock | ClaimLock:
+    """The lock of a study or a run, wherever that is; `say` is told when it has to wait."""
+    if isinstance(directory, RemotePath):
+        return ClaimLock(directory, say)
+    return StudyLock(directory)
 
 
 class StudyLock:
@@ -33,6 +43,8 @@ class StudyLock:
     Raises:
         BeingRunError: somebody else is at work there; nothing was changed.
     """
+
+    lost: UserError | None = None  # as in `ClaimLock`; the kernel takes no lock away
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / LOCK_FILE
@@ -68,6 +80,9 @@ class StudyLock:
         # without noticing (see `_acquire`).
         self._path.unlink(missing_ok=True)
         self._file.close()
+
+    def when_lost(self, tell: Callable[[UserError], None]) -> None:
+        """As in `ClaimLock`; it cannot happen here."""
 
     def _acquire(self) -> TextIO:
         while True:

@@ -84,31 +84,13 @@ def plan(space: SearchSpace, cluster: Cluster) -> Plan:
     )
 
 
-def workers_of(
-    cluster: Cluster,
-    maximum: int | None,
-    minimum: int | None,
-    cpus: int | None,
-    gpus: int | None,
-) -> Workers:
-    """Options with what was not given filled in: a GPU each where there are any, 1 CPU."""
-    assert maximum is not None
-    has_gpus = any(node.gpus >= 1 for node in cluster.nodes)
-    return Workers(
-        maximum=maximum,
-        minimum=maximum if minimum is None else minimum,
-        cpus=1 if cpus is None else cpus,
-        gpus=int(has_gpus) if gpus is None else gpus,
-    )
-
-
 def check_workers(workers: Workers, batch_size: int, cluster: Cluster) -> None:
     """Refuse a run that could never start.
 
     Raises:
         UserError: a worker fits on no machine, not enough of them fit, or the batch is too small.
     """
-    check_worker("--{kind}s-per-worker", workers.cpus, workers.gpus, cluster)
+    check_worker("{kind}s of each worker", workers.cpus, workers.gpus, cluster)
     room = workers_that_fit(workers.cpus, workers.gpus, cluster)
     if workers.minimum > room:
         elastic = workers.minimum < workers.maximum

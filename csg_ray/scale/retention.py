@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from csg_ray.results.retention import BestTrials, retention_rules
 from csg_ray.results.selection import Candidate
 from csg_ray.search_space import SearchSpace
-from csg_ray.storage.records import remove_checkpoint
+from csg_ray.storage.folders import in_parallel
+from csg_ray.storage.paths import StoragePath
+from csg_ray.storage.records import THREADS, remove_checkpoint
 
 
 class CheckpointKeeper:
@@ -22,7 +23,7 @@ class CheckpointKeeper:
         trial_directory: id -> where the trial's files are.
     """
 
-    def __init__(self, space: SearchSpace, trial_directory: Callable[[str], Path]) -> None:
+    def __init__(self, space: SearchSpace, trial_directory: Callable[[str], StoragePath]) -> None:
         rules = retention_rules(space.objectives)
         self._best = BestTrials(rules, space.search.keep_checkpoints)
         self._trial_directory = trial_directory
@@ -45,4 +46,5 @@ class CheckpointKeeper:
         """
         for trial in trials:
             self._dropped |= self._best.add(trial)
-        return sum(remove_checkpoint(self._trial_directory(each)) for each in self._dropped)
+        directories = [self._trial_directory(each) for each in sorted(self._dropped)]
+        return sum(in_parallel(remove_checkpoint, directories, THREADS))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import traceback
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,7 +13,9 @@ from ray import tune
 from csg_ray.config.errors import UserError
 from csg_ray.config.run import RunConfig
 from csg_ray.scale.gpu_share import CurrentGpu, train_within
-from csg_ray.storage.records import CHECKPOINT_FILE, read_results
+from csg_ray.storage.paths import StoragePath, open_path
+from csg_ray.storage.records import CHECKPOINT_FILE, read_results, write_atomically
+from csg_ray.storage.stores import StorageError
 from csg_ray.training.loop import fit
 from csg_ray.training.recorder import EpochRecorder
 
@@ -26,7 +27,7 @@ def train_trial(assignment: dict[str, Any]) -> None:
         assignment: `id`, `directory`, `config` (a RunConfig as a mapping), `repeats`, `workers`
             and `cpus` and `gpus` of each, `known_epochs` (the reports that the driver already has).
     """
-    directory = Path(assignment["directory"])
+    directory = open_path(assignment["directory"])
     try:
         _check_sees_study(directory)
         if assignment["workers"] == 1:
@@ -37,7 +38,7 @@ def train_trial(assignment: dict[str, Any]) -> None:
         _report_failure(directory, error)
 
 
-def _train_here(assignment: dict[str, Any], directory: Path) -> None:
+def _train_here(assignment: dict[str, Any], directory: StoragePath) -> None:
     torch.set_num_threads(assignment["cpus"])
     recorder = EpochRecorder(directory)
 
@@ -79,7 +80,7 @@ def _train_with_workers(assignment: dict[str, Any]) -> None:
     )
 
 
-def _check_sees_study(directory: Path) -> None:
+def _check_sees_study(directory: StoragePath) -> None:
     """Refuse to train on a machine that would write where nobody reads."""
     if not (directory / "params.json").exists():
         raise UserError(
@@ -88,10 +89,13 @@ def _check_sees_study(directory: Path) -> None:
         )
 
 
-def _report_failure(directory: Path, error: Exception) -> None:
-    """Hand the reason to the driver; a full disk pauses the study, all else fails this trial."""
+def _report_failure(directory: StoragePath, error: Exception) -> None:
+    """Hand the reason to the driver; storage that fails pauses the study, all else this trial."""
+    if isinstance(error, StorageError):
+        tune.report({"store": error.filename, "reason": error.strerror})
+        return
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         tune.report({"disk_full": str(directory)})
         return
-    (directory / "error.txt").write_text(traceback.format_exc())
+    write_atomically(directory / "error.txt", traceback.format_exc())
     tune.report({"error": f"{type(error).__name__}: {error}"})

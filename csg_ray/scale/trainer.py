@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,13 +16,16 @@ from csg_ray.config.errors import UserError
 from csg_ray.scale.driver import DISK_FULL
 from csg_ray.scale.resources import Workers
 from csg_ray.scale.worker import NodeAddressTorchConfig, train_worker
+from csg_ray.storage.paths import RemotePath, StoragePath, open_path
 from csg_ray.storage.records import read_results
 
 logger = logging.getLogger(__name__)
 
 # Failures of workers that no finished epoch lies between.
 MAX_FAILURES_IN_A_ROW = 3
+# Looking costs nothing on a disk, and a request on an object store.
 POLL_SECONDS = 0.5
+REMOTE_POLL_SECONDS = 3.0
 RESIZE_SECONDS = 60.0
 
 
@@ -55,14 +57,15 @@ def train_with_workers(
         OSError: the disk is full.
         WorkersLostError: workers failed `MAX_FAILURES_IN_A_ROW` times without an epoch between.
     """
-    directory = Path(job["directory"])
+    directory = open_path(job["directory"])
+    poll = REMOTE_POLL_SECONDS if isinstance(directory, RemotePath) else POLL_SECONDS
     failures = 0
     while True:
         before = known_epochs
         attempt = _Attempt(job, name, workers)
         while attempt.running:
             known_epochs = _pass_on(directory, known_epochs, on_epoch)
-            attempt.wait(POLL_SECONDS)
+            attempt.wait(poll)
         known_epochs = _pass_on(directory, known_epochs, on_epoch)
         if attempt.error is None:
             return
@@ -76,7 +79,7 @@ def train_with_workers(
         logger.info("workers lost, going on from epoch %d: %s", known_epochs, attempt.error)
 
 
-def _pass_on(directory: Path, known: int, on_epoch: Callable[[dict[str, Any]], None]) -> int:
+def _pass_on(directory: StoragePath, known: int, on_epoch: Callable[[dict[str, Any]], None]) -> int:
     for line in read_results(directory):
         if line["epoch"] > known:
             known = int(line["epoch"])

@@ -6,7 +6,8 @@ import datetime
 import errno
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,19 @@ from csg_ray.results.progress import Progress
 from csg_ray.results.provenance import collect_provenance, compare_provenance
 from csg_ray.results.study import STUDY_FORMAT, Trial, load_study
 from csg_ray.results.table import write_table
+from csg_ray.scale.claims import ClaimLock
 from csg_ray.scale.cluster import Cluster, check_shared, find_cluster, running
 from csg_ray.scale.driver import StudyDriver
-from csg_ray.scale.lock import StudyLock
+from csg_ray.scale.lock import StudyLock, lock_directory
 from csg_ray.scale.resources import Plan, check_weights, plan
 from csg_ray.search_space import SearchSpace
+from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import write_atomically
 
 
-def run_study(space: SearchSpace, directory: Path, progress: Progress, verbose: bool) -> None:
+def run_study(
+    space: SearchSpace, directory: StoragePath, progress: Progress, verbose: bool
+) -> None:
     """Search `space` in a new study directory.
 
     Raises:
@@ -44,9 +49,29 @@ def run_study(space: SearchSpace, directory: Path, progress: Progress, verbose: 
         "provenance": provenance,
         "restores": [],
     }
-    _create(directory, header)
-    with StudyLock(directory):
-        _drive(space, directory, cluster, layout, progress, verbose)
+    with _created(directory, header, progress) as lock:
+        _drive(space, directory, cluster, layout, progress, verbose, lock=lock)
+
+
+@contextmanager
+def _created(
+    directory: StoragePath, header: dict[str, Any], progress: Progress
+) -> Iterator[StudyLock | ClaimLock]:
+    """A new study with its header in it, and the lock on it.
+
+    Raises:
+        FileExistsError: there is something of that name.
+    """
+    if isinstance(directory, Path):
+        _create(directory, header)
+    with lock_directory(directory, progress.message) as lock:
+        if not isinstance(directory, Path):
+            # Nothing can be renamed there, and one object is whole by itself: it is the lock that
+            # keeps two searches apart.
+            if (directory / "study.yaml").is_file():
+                raise FileExistsError(errno.EEXIST, "it exists", str(directory))
+            _write_header(directory, header)
+        yield lock
 
 
 def _create(directory: Path, header: dict[str, Any]) -> None:
@@ -70,14 +95,14 @@ def _create(directory: Path, header: dict[str, Any]) -> None:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def restore_study(directory: Path, more: int, progress: Progress, verbose: bool) -> None:
+def restore_study(directory: StoragePath, more: int, progress: Progress, verbose: bool) -> None:
     """Go on with a study from its plain files, with `more` trials on top of its total.
 
     Raises:
         UserError: not a study, one that is running, one whose data changed, or paused again.
     """
     study = load_study(directory)
-    with StudyLock(directory):
+    with lock_directory(directory, progress.message) as lock:
         study = load_study(directory)
         header = read_yaml(directory / "study.yaml")
         space = study.space.with_num_trials(study.space.search.num_trials + more)
@@ -92,7 +117,7 @@ def restore_study(directory: Path, more: int, progress: Progress, verbose: bool)
                 {"at": _now(), "more": more, "changed": changed}
             )
             _write_header(directory, header)
-        _drive(space, directory, cluster, layout, progress, verbose, study.trials)
+        _drive(space, directory, cluster, layout, progress, verbose, lock, study.trials)
 
 
 def _provenance(space: SearchSpace) -> dict[str, Any]:
@@ -100,7 +125,7 @@ def _provenance(space: SearchSpace) -> dict[str, Any]:
     return collect_provenance(load_splits(space.config_for(space.first_point()).data).fingerprint)
 
 
-def _report_changes(directory: Path, changed: dict[str, Any], progress: Progress) -> None:
+def _report_changes(directory: StoragePath, changed: dict[str, Any], progress: Progress) -> None:
     if "data_sha256" in changed:
         raise UserError(
             f"the data of study {directory} has changed since it began "
@@ -115,7 +140,7 @@ def _arrow(difference: dict[str, Any]) -> str:
     return f"{difference['was']} -> {difference['is']}"
 
 
-def _write_header(directory: Path, header: dict[str, Any]) -> None:
+def _write_header(directory: StoragePath, header: dict[str, Any]) -> None:
     write_atomically(directory / "study.yaml", dump_yaml(header))
 
 
@@ -125,11 +150,12 @@ def _now() -> str:
 
 def _drive(
     space: SearchSpace,
-    directory: Path,
+    directory: StoragePath,
     cluster: Cluster,
     layout: Plan,
     progress: Progress,
     verbose: bool,
+    lock: StudyLock | ClaimLock,
     trials: Sequence[Trial] = (),
 ) -> None:
     objective = space.objectives[0]
@@ -142,6 +168,7 @@ def _drive(
         mode=objective.mode,
     )
     driver = StudyDriver(space, directory, progress, trials)
+    lock.when_lost(driver.halt)
     try:
         if driver.remaining:
             # Ray is imported only when there is work for it.
@@ -155,4 +182,4 @@ def _drive(
     finally:
         progress.study_finished()
     if driver.halted is not None:
-        raise OSError(errno.ENOSPC, driver.halted, str(directory))
+        raise driver.halted

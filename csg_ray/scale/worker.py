@@ -6,7 +6,6 @@ import fcntl
 import os
 import socket
 import struct
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,6 +16,7 @@ from ray.train.torch.config import _TorchBackend
 
 from csg_ray.config.run import RunConfig
 from csg_ray.distributed import rank
+from csg_ray.storage.paths import open_path
 from csg_ray.storage.records import CHECKPOINT_FILE
 from csg_ray.training.loop import Metrics, fit
 from csg_ray.training.recorder import EpochRecorder
@@ -35,7 +35,7 @@ def train_worker(job: dict[str, Any]) -> None:
         job: `directory`, `config` (a RunConfig as a mapping), `repeats`, `threads`.
     """
     torch.set_num_threads(job["threads"])
-    directory = Path(job["directory"])
+    directory = open_path(job["directory"])
     checkpoint = directory / CHECKPOINT_FILE
     recorder = EpochRecorder(directory) if rank() == 0 else None
 

@@ -4,47 +4,57 @@ from __future__ import annotations
 
 import io
 import pickle
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.run import RunConfig
-from csg_ray.storage.records import atomic_file
+from csg_ray.storage.paths import StoragePath
+from csg_ray.storage.records import write_whole
 
 FORMAT = 1
 # Settings that change none of the numbers.
 FREE_SETTINGS = {"data.workers"}
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(path: StoragePath, state: dict[str, Any]) -> None:
     """Write `state` atomically: a full disk raises OSError and leaves the older file whole."""
     # Through memory: torch's own writer hides the errno of a full disk in a RuntimeError.
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
-    with atomic_file(path) as file:
-        file.write(buffer.getbuffer())
+    write_whole(path, buffer.getbuffer())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: StoragePath) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; nothing in the file is executed.
 
     Raises:
         UserError: the file is missing, damaged, no checkpoint, or of a newer format.
     """
-    if not path.is_file():
-        raise UserError(f"the checkpoint {path} does not exist")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"the checkpoint {path} does not exist") from None
+    return parse_checkpoint(content, str(path))
+
+
+def parse_checkpoint(content: bytes, origin: str) -> dict[str, Any]:
+    """The state in the bytes of a checkpoint file; `origin` names it in errors.
+
+    Raises:
+        UserError: damaged, no checkpoint, or of a newer format.
+    """
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is not a readable checkpoint ({reason})") from error
+        raise UserError(f"{origin} is not a readable checkpoint ({reason})") from error
     if not isinstance(state, dict) or "format" not in state:
-        raise UserError(f"{path} is not a checkpoint of csg_ray")
+        raise UserError(f"{origin} is not a checkpoint of csg_ray")
     if state["format"] > FORMAT:
         raise UserError(
-            f"{path} has checkpoint format {state['format']}, this version reads formats up to "
+            f"{origin} has checkpoint format {state['format']}, this version reads formats up to "
             f"{FORMAT}; install a newer csg_ray"
         )
     return state

@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from csg_ray.methods import build_method
 from csg_ray.methods.base import LOSS_WORST, EpochContext
 from csg_ray.metrics import HSE_WORST
 from csg_ray.seeding import rng_state, seed_everything, set_rng_state, sub_seed
+from csg_ray.storage.paths import StoragePath
 from csg_ray.training.checkpoint import config_differences, load_checkpoint, save_checkpoint
 from csg_ray.training.evaluate import measure_split, worst_metrics
 from csg_ray.training.optim import build_optimizer, schedule_learning_rate
@@ -31,7 +31,7 @@ from csg_ray.training.spread import spread
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
-OnEpochEnd = Callable[[Metrics, Callable[[Path], None]], None]
+OnEpochEnd = Callable[[Metrics, Callable[[StoragePath], None]], None]
 
 # Metrics that come with their deviation over repeats, and the deviation after a divergence.
 DEVIATIONS = {"mean_class_accuracy": 1.0, "hse": HSE_WORST["hse"]}
@@ -168,7 +168,7 @@ class Training:
 def fit(
     config: RunConfig,
     on_epoch_end: OnEpochEnd,
-    resume_from: Path | None = None,
+    resume_from: StoragePath | None = None,
     repeats: int = 1,
 ) -> None:
     """Train, and report after every epoch.
@@ -252,8 +252,8 @@ def _worst(trainings: list[Training]) -> Metrics:
 
 def _checkpoint_writer(
     config: RunConfig, trainings: list[Training], metrics: Metrics
-) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
+) -> Callable[[StoragePath], None]:
+    def write(path: StoragePath) -> None:
         state = {
             "config": config.model_dump(),
             "epoch": int(metrics["epoch"]),
@@ -265,7 +265,7 @@ def _checkpoint_writer(
     return write
 
 
-def _load_state(path: Path | None, config: RunConfig, repeats: int) -> dict[str, Any] | None:
+def _load_state(path: StoragePath | None, config: RunConfig, repeats: int) -> dict[str, Any] | None:
     """A checkpoint that is known to belong to this training, if there is one to go on from."""
     if path is None:
         return None

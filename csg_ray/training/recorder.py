@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +10,13 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from csg_ray.storage.paths import RemotePath, StoragePath
 from csg_ray.storage.records import (
     CHECKPOINT_FILE,
-    RESULT_FILE,
     append_result,
     cut_torn_line,
+    forget_results,
     read_results,
-    write_atomically,
 )
 from csg_ray.training.checkpoint import load_checkpoint
 
@@ -28,23 +28,23 @@ class EpochRecorder:
     the lines brings the missing line with it.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: StoragePath) -> None:
         self._directory = directory
-        self._writer: Any = None
+        self._scalars = _Scalars(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        cut_torn_line(directory / RESULT_FILE)
+        cut_torn_line(directory)
         self._repair()
 
-    def __call__(self, metrics: dict[str, float], save_checkpoint: Callable[[Path], None]) -> None:
+    def __call__(
+        self, metrics: dict[str, float], save_checkpoint: Callable[[StoragePath], None]
+    ) -> None:
         """Record one finished epoch."""
         save_checkpoint(self._directory / CHECKPOINT_FILE)
         self._record(metrics)
 
     def close(self) -> None:
         """Close the TensorBoard file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self._scalars.close()
 
     def _repair(self) -> None:
         path = self._directory / CHECKPOINT_FILE
@@ -56,22 +56,46 @@ class EpochRecorder:
             self._record(metrics)
 
     def _record(self, metrics: dict[str, float]) -> None:
-        self._forget_from(int(metrics["epoch"]))
+        forget_results(self._directory, int(metrics["epoch"]))
         append_result(self._directory, {**metrics, "timestamp": time.time()})
-        self._write_scalars(metrics)
+        self._scalars.write(metrics)
 
-    def _forget_from(self, epoch: int) -> None:
-        """Drop lines of epochs that are trained again, after a start from an older checkpoint."""
-        records = read_results(self._directory)
-        kept = [record for record in records if record["epoch"] < epoch]
-        if len(kept) < len(records):
-            lines = "".join(json.dumps(record) + "\n" for record in kept)
-            write_atomically(self._directory / RESULT_FILE, lines)
 
-    def _write_scalars(self, metrics: dict[str, float]) -> None:
+class _Scalars:
+    """The TensorBoard file of one recorder, made with its first epoch.
+
+    On a URI it is written in a temporary folder and uploaded whole after each epoch.
+    """
+
+    def __init__(self, directory: StoragePath) -> None:
+        self._directory = directory
+        self._writer: Any = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def write(self, metrics: dict[str, float]) -> None:
+        """Add the metrics of one epoch."""
         if self._writer is None:
-            self._writer = SummaryWriter(str(self._directory))
+            self._writer = SummaryWriter(self._local_folder())
         for name, value in metrics.items():
             if name != "epoch":
                 self._writer.add_scalar(name, value, int(metrics["epoch"]))
         self._writer.flush()
+        if isinstance(self._directory, RemotePath):
+            for file in Path(self._local_folder()).iterdir():
+                (self._directory / file.name).write_bytes(file.read_bytes())
+
+    def close(self) -> None:
+        """Close the file; a later epoch makes another one."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _local_folder(self) -> str:
+        if not isinstance(self._directory, RemotePath):
+            return str(self._directory)
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="csg_ray_")
+        return self._folder.name

@@ -1,0 +1,211 @@
+"""Where a study or a run lies: a folder, or a URI with what we use of pathlib."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from urllib.parse import quote, unquote
+
+from csg_ray.config.errors import UserError, nearest
+from csg_ray.storage.stores import SCHEMES, connect
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileInfo, FileSystem
+
+Result = TypeVar("Result")
+
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)/?([^?]*)\??(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a listing says of one child; `modified` is the store's time in ns, None of a folder."""
+
+    path: RemotePath
+    is_folder: bool
+    modified: int | None
+
+
+@dataclass(frozen=True)
+class RemotePath:
+    """A place in an object store. Folders are only the first parts of the names of objects.
+
+    Args:
+        scheme: for example s3.
+        bucket: what the URI has before its path.
+        key: the path, without a slash at either end, not percent-encoded.
+        query: options of the connection (`endpoint_override=http://host:port&region=...`).
+    """
+
+    scheme: str
+    bucket: str
+    key: str
+    query: str = ""
+
+    def __str__(self) -> str:
+        query = f"?{self.query}" if self.query else ""
+        return f"{self.scheme}://{self.bucket}/{quote(self.key)}{query}"
+
+    def __truediv__(self, name: str) -> RemotePath:
+        return replace(self, key=posixpath.join(self.key, name.strip("/")))
+
+    @property
+    def name(self) -> str:
+        """The last part; empty for the bucket itself."""
+        return posixpath.basename(self.key)
+
+    @property
+    def suffix(self) -> str:
+        """For example `.yaml`."""
+        return posixpath.splitext(self.key)[1]
+
+    @property
+    def parent(self) -> RemotePath:
+        """One folder up; the bucket is its own parent."""
+        return replace(self, key=posixpath.dirname(self.key))
+
+    def with_name(self, name: str) -> RemotePath:
+        """A neighbour."""
+        return self.parent / name
+
+    def resolve(self) -> RemotePath:
+        """Itself: a URI is absolute."""
+        return self
+
+    def exists(self) -> bool:
+        """Whether there is an object of this name, or one below it."""
+        from pyarrow.fs import FileType
+
+        return bool(self._info().type != FileType.NotFound)
+
+    def is_file(self) -> bool:
+        """Whether there is an object of this name."""
+        return bool(self._info().is_file)
+
+    def is_dir(self) -> bool:
+        """Whether there is an object below this name."""
+        from pyarrow.fs import FileType
+
+        return bool(self._info().type == FileType.Directory)
+
+    def scan(self) -> list[Entry]:
+        """What is directly below, by name; empty when nothing is."""
+        from pyarrow.fs import FileSelector, FileType
+
+        found: list[FileInfo] = self._run(
+            lambda system, place: system.get_file_info(FileSelector(place, allow_not_found=True))
+        )
+        entries = [
+            Entry(self / info.base_name, info.type == FileType.Directory, info.mtime_ns)
+            for info in found
+        ]
+        return sorted(entries, key=lambda entry: entry.path.key)
+
+    def iterdir(self) -> Iterator[RemotePath]:
+        """The paths directly below."""
+        return (entry.path for entry in self.scan())
+
+    def read_bytes(self) -> bytes:
+        """The object's content.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+
+        def read(system: FileSystem, place: str) -> bytes:
+            # Not as a stream, which asks for every quarter of a megabyte by itself.
+            with system.open_input_file(place) as file:
+                return bytes(file.read())
+
+        return self._run(read)
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """The object's content as text."""
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, content: bytes | memoryview) -> None:
+        """Make the object appear whole, or not at all; an older one stays until then.
+
+        A stream of pyarrow publishes what was written so far when it is closed, by an exception or
+        by being forgotten too. So all is written at once, and in a thread: there no signal can
+        come between opening, writing and closing.
+        """
+
+        def write(system: FileSystem, place: str) -> None:
+            with system.open_output_stream(place) as stream:
+                stream.write(content)
+
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(self._run, write).result()
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete the object."""
+        try:
+            self._run(lambda system, place: system.delete_file(place))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def delete_tree(self) -> None:
+        """Delete every object below this name.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        self._run(lambda system, place: system.delete_dir(place))
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: a folder is there as soon as an object is in it."""
+
+    def _info(self) -> FileInfo:
+        return self._run(lambda system, place: system.get_file_info(place))
+
+    def _run(self, operation: Callable[[FileSystem, str], Result]) -> Result:
+        store = connect(self.scheme, self.bucket, self.query)
+        return store.run(operation, self.key, str(self))
+
+
+StoragePath: TypeAlias = Path | RemotePath
+
+
+def open_path(text: str | StoragePath) -> StoragePath:
+    """The place that a user named: a local path, file:///..., or a URI such as s3://bucket/folder.
+
+    Raises:
+        UserError: an unknown scheme, no bucket, credentials in the URI, an unknown option.
+    """
+    if not isinstance(text, str):
+        return text
+    found = _URI.fullmatch(text)
+    if found is None:
+        _refuse_half_a_uri(text)
+        return Path(text)
+    scheme, bucket, key, query = found.groups()
+    scheme = scheme.lower()
+    if scheme == "file":
+        return Path("/" + unquote(key))
+    if scheme not in SCHEMES:
+        raise UserError(
+            f"unknown scheme '{scheme}' in {text}: {nearest(scheme, (*SCHEMES, 'file'))}"
+        )
+    if "@" in bucket and scheme in ("s3", "gs", "gcs"):
+        raise UserError(
+            f"the URI of {scheme}://{bucket.rpartition('@')[2]} holds credentials, which would be "
+            "written into every study; leave them out and give them by the environment"
+        )
+    if not bucket:
+        raise UserError(f"{text} names no bucket; write {scheme}://BUCKET/FOLDER")
+    connect(scheme, bucket, query)
+    parts = [part for part in unquote(key).split("/") if part not in ("", ".")]
+    return RemotePath(scheme, bucket, "/".join(parts), query)
+
+
+def _refuse_half_a_uri(text: str) -> None:
+    scheme, _, rest = text.partition(":/")
+    if rest and scheme in SCHEMES:
+        raise UserError(f"{text} is neither a URI nor a path; write {scheme}://{rest.lstrip('/')}")
