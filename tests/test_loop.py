@@ -171,12 +171,13 @@ def test_every_step_has_its_rate_and_fills_the_queue_and_every_epoch_its_order(
 def test_reports_have_the_promised_keys() -> None:
     (report,) = _collect(_config({"epochs": 1}))
     splits = {f"{split}/{key}" for split in ("source_val", "target_val") for key in SPLIT_METRICS}
-    rest = {"epoch", "diverged", "images_per_second"}
+    rest = {"epoch", "diverged", "images_per_second", "workers"}
     train = {"train/loss", "train/nce", "train/queue_fill", "train/skipped_steps"}
     assert set(report) == splits | rest | train
     assert all(math.isfinite(value) for value in report.values())
     assert report["images_per_second"] > 0
     assert report["diverged"] == 0
+    assert report["workers"] == 1
 
 
 def test_vanilla_reports_no_nce() -> None:
