@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from csg_ray.results.progress import TrialUpdate
+from csg_ray.results.selection import RULES
 from csg_ray.results.study import Study
 from csg_ray.search_space import SearchSpace, parse_search_space
 from csg_ray.storage.paths import StoragePath
@@ -73,12 +74,14 @@ def small_space(num_trials: int, epochs: int = 2, **search: Any) -> SearchSpace:
 
 
 def assert_whole(study: Study, num_trials: int) -> None:
-    """No trial lost, none double, no epoch twice."""
+    """No trial lost, none double, no epoch twice, and the checkpoints that may be asked for."""
     assert [trial.id for trial in study.trials] == [f"{i:04d}" for i in range(1, num_trials + 1)]
     for trial in study.trials:
         epochs = [line["epoch"] for line in trial.results]
         assert epochs == list(range(1, len(epochs) + 1)), trial.id
         assert trial.state in ("completed", "stopped"), trial
+    kept = {trial.id for rule in RULES for trial in study.top(3, rule)}
+    assert {trial.id for trial in study.trials if trial.checkpoint.exists()} == kept
 
 
 class Command:

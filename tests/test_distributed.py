@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import ranks
 import torch
 
 from csg_ray.distributed import gather_features, gather_rows, on_rank_zero, shares, sum_over_ranks
 
-SCRIPT = Path(__file__).with_name("ranks.py")
+SCRIPT = Path(ranks.__file__)
 # Sums over shards round otherwise than sums over the batch, and six steps of SGD carry it on.
 RTOL, ATOL = 1e-4, 1e-5
 
 
-def _load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ranks", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ranks = _load_script()
 EVERY_GROUP = pytest.mark.parametrize("size", ranks.GROUPS)
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(240)]
 
