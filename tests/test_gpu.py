@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig
 from csg_ray.config.run import DataConfig, RunConfig, TrainConfig
 from csg_ray.metrics import hyperspherical_energies
+from csg_ray.scale.gpu_share import CurrentGpu, train_within
 from csg_ray.training.checkpoint import load_checkpoint
 from csg_ray.training.loop import Metrics, fit
 
@@ -76,3 +78,21 @@ def test_energies_on_cuda_equal_those_on_the_cpu() -> None:
     assert (here.pairs, here.duplicates, here.zero_rows) == (2999 * 2998 // 2 - 1, 1, 1)
     for name in ("power0", "power0_distance", "power1", "power2"):
         assert getattr(there, name) == pytest.approx(getattr(here, name), rel=1e-5), name
+
+
+def test_a_share_of_the_gpu_is_a_limit() -> None:
+    """A training that needs more than its share is told so, and the memory comes back."""
+    gpu = CurrentGpu()
+    held: list[torch.Tensor] = []
+
+    def grow() -> None:
+        while True:
+            held.append(torch.empty(256 << 20, dtype=torch.uint8, device="cuda"))
+
+    with pytest.raises(UserError, match=r"more than its share of the GPU: .* 0\.1 is"):
+        train_within(0.1, grow, gpu, wait_seconds=1)
+    assert sum(map(torch.Tensor.nelement, held)) <= 0.1 * gpu.total()
+    held.clear()
+    train_within(0.1, lambda: None, gpu, wait_seconds=1)
+    assert gpu.held() == 0
+    torch.cuda.set_per_process_memory_fraction(1.0)

@@ -19,12 +19,12 @@ from typer.core import TyperGroup
 
 from csg_ray.config.errors import UserError
 from csg_ray.storage.paths import StoragePath
+from csg_ray.storage.records import DISK_FULL
 from csg_ray.storage.stores import StorageError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
 TERMINATED = 143
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _BAD_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
@@ -39,7 +39,7 @@ class GuardedGroup(TyperGroup):
         except (UserError, StorageError) as error:
             fail(str(error))
         except OSError as error:
-            if error.errno not in _NO_SPACE + _NO_PERMISSION + _BAD_NAME:
+            if error.errno not in DISK_FULL + _NO_PERMISSION + _BAD_NAME:
                 raise
             fail(_describe(error))
         except KeyboardInterrupt:
@@ -110,7 +110,7 @@ def continued_by(directory: StoragePath, marker: str) -> Iterator[None]:
     except StorageError as error:
         fail(f"{error}; then continue with: {command('restore', directory)}")
     except OSError as error:
-        if error.errno not in _NO_SPACE or not (directory / marker).is_file():
+        if error.errno not in DISK_FULL or not (directory / marker).is_file():
             raise
         fail(
             f"no space left on the disk of {directory}; free some, "
@@ -144,6 +144,6 @@ def _describe(error: OSError) -> str:
         reason = os.strerror(error.errno).lower()
         return f"{error.filename} cannot be used: {reason}; choose another name or place"
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in _NO_SPACE:
+    if error.errno in DISK_FULL:
         return f"no space left on the disk{where}; free some and run the command again"
     return f"no permission to write or read{where}; change its permissions or choose another place"

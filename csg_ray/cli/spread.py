@@ -126,7 +126,7 @@ def train_spread(
             "repeats": 1,
             "threads": workers.cpus,
         }
-        train_with_workers(job, directory.name, workers, show, known_epochs)
+        train_with_workers(job, directory.name, workers, show, known_epochs, say)
 
 
 def _workers(spread: Spread, config: RunConfig, cluster: Cluster) -> Workers:

@@ -131,7 +131,10 @@ def _join(address: str, verbose: bool) -> None:
     if _has_token():  # Ray looks for it by itself only where it starts a cluster
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
-        _init(verbose, address=address)
+        # Elsewhere the variables of this process are not set: there, too, trials stay in the folder
+        # that they were started in.
+        settings = {"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0"}}
+        _init(verbose, address=address, runtime_env=settings)
     except (ConnectionError, TimeoutError, ValueError) as error:
         raise UserError(
             f"RAY_ADDRESS is {address}, but no Ray answers there ({_first_line(error)}); start "
@@ -159,14 +162,21 @@ def _init(verbose: bool, **options: Any) -> None:
     signal.signal(signal.SIGTERM, handler)
 
 
+def nodes_up() -> tuple[Node, ...]:
+    """The machines that are in the running Ray now."""
+    import ray
+
+    return tuple(
+        _node(node["Resources"]) for node in ray.nodes() if node["Alive"] and node["Resources"]
+    )
+
+
 def _joined() -> Cluster:
     import ray
 
-    nodes = [
-        _node(node["Resources"]) for node in ray.nodes() if node["Alive"] and node["Resources"]
-    ]
     address = ray.get_runtime_context().gcs_address
-    return Cluster(tuple(_nodes_on_demand() or nodes), f"the cluster at {address}", joined=True)
+    nodes = tuple(_nodes_on_demand()) or nodes_up()
+    return Cluster(nodes, f"the cluster at {address}", joined=True)
 
 
 def _node(resources: dict[str, float]) -> Node:

@@ -21,12 +21,11 @@ from csg_ray.scale.retention import CheckpointKeeper
 from csg_ray.scale.suggestions import Suggestions
 from csg_ray.search_space import SearchSpace
 from csg_ray.storage.paths import StoragePath
-from csg_ray.storage.records import write_atomically
+from csg_ray.storage.records import DISK_FULL, write_atomically
 from csg_ray.storage.stores import StorageError
 
 # Of a trial's process without a finished epoch between.
 MAX_STARTS = 3
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import traceback
 from typing import Any
 
@@ -14,7 +13,7 @@ from csg_ray.config.errors import UserError
 from csg_ray.config.run import RunConfig
 from csg_ray.scale.gpu_share import CurrentGpu, train_within
 from csg_ray.storage.paths import StoragePath, open_path
-from csg_ray.storage.records import CHECKPOINT_FILE, read_results, write_atomically
+from csg_ray.storage.records import CHECKPOINT_FILE, DISK_FULL, read_results, write_atomically
 from csg_ray.storage.stores import StorageError
 from csg_ray.training.loop import fit
 from csg_ray.training.recorder import EpochRecorder
@@ -94,7 +93,7 @@ def _report_failure(directory: StoragePath, error: Exception) -> None:
     if isinstance(error, StorageError):
         tune.report({"store": error.filename, "reason": error.strerror})
         return
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         tune.report({"disk_full": str(directory)})
         return
     write_atomically(directory / "error.txt", traceback.format_exc())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,12 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from csg_ray.config.errors import UserError
-from csg_ray.scale.driver import DISK_FULL
-from csg_ray.scale.resources import Workers
+from csg_ray.scale.cluster import Cluster, nodes_up
+from csg_ray.scale.resources import Workers, workers_that_fit
 from csg_ray.scale.worker import NodeAddressTorchConfig, train_worker
 from csg_ray.storage.paths import RemotePath, StoragePath, open_path
-from csg_ray.storage.records import read_results
+from csg_ray.storage.records import DISK_FULL, read_results
+from csg_ray.storage.stores import StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +29,10 @@ MAX_FAILURES_IN_A_ROW = 3
 POLL_SECONDS = 0.5
 REMOTE_POLL_SECONDS = 3.0
 RESIZE_SECONDS = 60.0
+SHORTAGE_SECONDS = 30.0
 
 
-class WorkersLostError(Exception):
+class WorkersLostError(UserError):
     """The workers failed too often; the message says how."""
 
 
@@ -39,6 +42,7 @@ def train_with_workers(
     workers: Workers,
     on_epoch: Callable[[dict[str, Any]], None],
     known_epochs: int = 0,
+    tell: Callable[[str], None] = logger.info,
 ) -> None:
     """Train until the last epoch, through losses of workers and nodes.
 
@@ -51,10 +55,11 @@ def train_with_workers(
         workers: how many, and what each takes.
         on_epoch: gets the line of every epoch after `known_epochs`, in order.
         known_epochs: epochs that whoever asks has seen.
+        tell: gets a sentence when workers were lost, or are waited for.
 
     Raises:
         UserError: as in `fit`.
-        OSError: the disk is full.
+        OSError: the disk is full, or the store fails.
         WorkersLostError: workers failed `MAX_FAILURES_IN_A_ROW` times without an epoch between.
     """
     directory = open_path(job["directory"])
@@ -63,8 +68,10 @@ def train_with_workers(
     while True:
         before = known_epochs
         attempt = _Attempt(job, name, workers)
+        shortage = _Shortage(workers, tell)
         while attempt.running:
             known_epochs = _pass_on(directory, known_epochs, on_epoch)
+            shortage.look()
             attempt.wait(poll)
         known_epochs = _pass_on(directory, known_epochs, on_epoch)
         if attempt.error is None:
@@ -76,7 +83,8 @@ def train_with_workers(
                 f"its workers failed {failures} times in a row without a finished epoch: "
                 f"{_last_line(attempt.error)}"
             ) from attempt.error
-        logger.info("workers lost, going on from epoch %d: %s", known_epochs, attempt.error)
+        tell(f"workers were lost; going on after epoch {known_epochs}")
+        logger.info("what was lost: %s", attempt.error)
 
 
 def _pass_on(directory: StoragePath, known: int, on_epoch: Callable[[dict[str, Any]], None]) -> int:
@@ -85,6 +93,24 @@ def _pass_on(directory: StoragePath, known: int, on_epoch: Callable[[dict[str, A
             known = int(line["epoch"])
             on_epoch(line)
     return known
+
+
+class _Shortage:
+    """Says now and then that there is no room for the workers; Ray itself just waits."""
+
+    def __init__(self, workers: Workers, tell: Callable[[str], None]) -> None:
+        self._workers = workers
+        self._tell = tell
+        self._next_look = time.monotonic() + SHORTAGE_SECONDS
+
+    def look(self) -> None:
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + SHORTAGE_SECONDS
+        cluster = Cluster(nodes_up())
+        room = workers_that_fit(self._workers.cpus, self._workers.gpus, cluster)
+        if room < self._workers.minimum:
+            self._tell(f"waiting for machines: room for {room} of {self._workers.minimum} workers")
 
 
 class _Attempt:
@@ -157,7 +183,8 @@ def _raise_unless_lost(error: Exception) -> None:
         raise error
     for failure in getattr(error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)  # Ray wraps it to keep the traceback
-        if isinstance(cause, UserError) or getattr(cause, "errno", None) in DISK_FULL:
+        no_room = isinstance(cause, OSError) and cause.errno in DISK_FULL
+        if isinstance(cause, UserError | StorageError) or no_room:
             raise cause from error
 
 

@@ -7,6 +7,7 @@ on somewhere, erase what its successor has recorded.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from csg_ray.config.errors import UserError
 from csg_ray.storage.folders import in_parallel
 from csg_ray.storage.paths import RemotePath, StoragePath
 
+# Error numbers of a disk, or a quota, without room.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 RESULT_FILE = "result.json"
 RESULT_FOLDER = "results"  # on a URI
 CHECKPOINT_FILE = "checkpoint.pt"
