@@ -460,7 +460,9 @@ def test_the_library_of_the_cloud(
 ) -> None:
     monkeypatch.setattr("csg_ray.scale.cluster_checks.find_spec", lambda _: None)
     kinds = ("head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
-    others = {f"{kind}_commands": [] for kind in kinds} | {"cluster_synced_files": []}
+    others: dict[str, Any] = {f"{kind}_commands": [] for kind in kinds} | {
+        "cluster_synced_files": []
+    }
     expected = [f"ray up needs {package} here: pip install {package}"] if package else []
     assert notes_of(write({"provider": provider} | others)) == expected
 
