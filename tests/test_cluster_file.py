@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -61,6 +62,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("csg_ray.scale.cluster_versions.version", lambda _: "9.8.7")
+    monkeypatch.setattr("csg_ray.scale.cluster_checks.find_spec", lambda _: object())
     return tmp_path
 
 
@@ -211,8 +213,8 @@ def node(**settings: Any) -> dict[str, Any]:
             "the available node types.",
         ),
         (
-            {"provider": {"type": "external", "module": "a.B"}, "setup_commands": None},
-            "setup_commands is missing; this provider has no default",
+            {"provider": {"type": "external", "module": "a.B"}},
+            "cluster_synced_files is missing; provider external has no default for it",
         ),
         ({"docker": {"image": "ray:9.8.7"}}, "Must provide a container & image name"),
     ],
@@ -387,6 +389,10 @@ def test_an_image_without_cuda_is_refused_on_gpus(write: Write, capsys: Capture)
             f"c.yaml: the nodes 'gpu' have 1 GPU, but rayproject/ray:{tag} is an image for CPUs; "
             "take the one whose tag ends in -gpu"
         )
+    own = node(docker={"worker_image": "rayproject/ray:9.8.7-py312"})
+    docker = {"image": "rayproject/ray:9.8.7-py312-gpu", "container_name": "c"}
+    path = write({"docker": docker, "available_node_types/gpu": own})
+    assert "rayproject/ray:9.8.7-py312 is an image for CPUs" in refusal(capsys, "--cluster", path)
     mine = {"image": "registry/mine:1", "container_name": "c"}
     assert notes_of(write({"docker": mine})) == []
 
@@ -435,6 +441,30 @@ def test_marks_and_placeholders_are_listed(write: Write) -> None:
         "line 1: cluster_name: c (CHANGE: any name)",
         f"line {storage}: storage: s3://CHANGE-ME/x is a placeholder; set it",
     ]
+
+
+@pytest.mark.parametrize(
+    ("provider", "package"),
+    [
+        ({"type": "aws", "region": "r"}, "boto3"),
+        (yaml.safe_load(SHIPPED[0].read_text())["provider"], "boto3"),
+        (
+            {"type": "gcp", "region": "r", "availability_zone": "z", "project_id": "p"},
+            "google-api-python-client",
+        ),
+        ({"type": "external", "module": "a.B"}, None),
+    ],
+)
+def test_the_library_of_the_cloud(
+    write: Write, monkeypatch: pytest.MonkeyPatch, provider: dict[str, Any], package: str | None
+) -> None:
+    monkeypatch.setattr("csg_ray.scale.cluster_checks.find_spec", lambda _: None)
+    kinds = ("head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    others: dict[str, Any] = {f"{kind}_commands": [] for kind in kinds} | {
+        "cluster_synced_files": []
+    }
+    expected = [f"ray up needs {package} here: pip install {package}"] if package else []
+    assert notes_of(write({"provider": provider} | others)) == expected
 
 
 # what fits
@@ -524,6 +554,28 @@ def test_a_space_on_hosts_of_unknown_size(write: Callable[..., Path], capsys: Ca
         f"to do  c.yaml does not say what its nodes hold: whether a trial of {space} fits shows "
         "when they are up\n"
     ) in capsys.readouterr().out
+
+
+def test_what_ray_says_of_its_defaults_is_not_passed_on(
+    write: Callable[..., Path], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", records.append)
+    logger = logging.getLogger("ray.autoscaler")
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.setLevel(logging.INFO)
+    logging.getLogger("ray.autoscaler._private.util").info("heard")
+
+    load_cluster_file(write({}))
+    load_cluster_file(write({"min_workers": 0, "max_workers": 0}, LOCAL))
+    load_cluster_file(write({}))
+
+    assert [record.getMessage() for record in records] == ["heard"]
+    assert logger.level == logging.INFO
+    logger.setLevel(logging.NOTSET)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_ray_that_cannot_tell(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ _AUTH_MODE = re.compile(r"RAY_AUTH_MODE=(\w+)")
 _SHARED = re.compile(r"\b(?:s3|gs|abfss?)://|\bmount\b.*\b(?:nfs4?|efs|lustre|cifs)\b")
 _MARK = re.compile(r"^\s*(?:-\s+)?(?P<setting>[^#]*?)\s*#\s*CHANGE:\s*(?P<why>.*?)\s*$")
 _PLACEHOLDER = "CHANGE-ME"
+# What Ray imports for a provider, and the package that has it.
+_LIBRARIES = {
+    "aws": ("boto3", "boto3"),
+    "csg_ray.scale.spot_provider.SpotFirstProvider": ("boto3", "boto3"),
+    "gcp": ("googleapiclient", "google-api-python-client"),
+}
 
 
 def check_cluster_file(cluster: ClusterFile) -> list[str]:
@@ -33,7 +40,8 @@ def check_cluster_file(cluster: ClusterFile) -> list[str]:
         notes = check_versions(cluster)
     except UserError as error:
         raise UserError(f"{cluster.path}: {error}") from error
-    return notes + _storage_notes(cluster) + _marks(cluster.path.read_text(encoding="utf-8"))
+    notes += _storage_notes(cluster) + _library_notes(cluster.config["provider"])
+    return notes + _marks(cluster.path.read_text(encoding="utf-8"))
 
 
 def _check_token(config: dict[str, Any]) -> None:
@@ -90,6 +98,13 @@ def _storage_notes(cluster: ClusterFile) -> list[str]:
         "say where studies live (metadata.storage: s3://BUCKET/csg_ray, or a mounted path) and "
         "give it to search as --study"
     ]
+
+
+def _library_notes(provider: dict[str, Any]) -> list[str]:
+    module, package = _LIBRARIES.get(provider.get("module", provider["type"]), ("", ""))
+    if not module or find_spec(module) is not None:
+        return []
+    return [f"ray up needs {package} here: pip install {package}"]
 
 
 def _marks(text: str) -> list[str]:

@@ -22,6 +22,19 @@ PROVIDER_KEYS = {
     "gcp": ("region", "availability_zone", "project_id"),
     "local": ("head_ip", "worker_ips"),
 }
+# For a provider that is not Ray's own there are no defaults to fill in.
+NO_DEFAULT = (
+    "max_workers",
+    "available_node_types",
+    "file_mounts",
+    "cluster_synced_files",
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
 AUTODETECTED = ("aws", "external")  # the provider asks the cloud what an instance type holds
 _TYPES = {
     "array": "a list",
@@ -55,7 +68,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
         # Once before Ray's own code, which trips over a wrong type, and once after it.
         _fill_in(config)
         validate({key: config[key] for key in config if key != "min_workers"}, schema)
-        _check_provider(config["provider"])
+        _check_provider(config)
         _check_head(config)
         _check_what_the_schema_leaves_open(config)
         with _quiet():
@@ -65,8 +78,6 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
         raise UserError(_sentence(error)) from error
     except UserError:
         raise
-    except KeyError as error:
-        raise UserError(f"{error.args[0]} is missing; this provider has no default") from error
     except (ValueError, AssertionError) as error:
         raise UserError(" ".join(str(error).split())) from error
     _check_counts(prepared["available_node_types"])
@@ -95,7 +106,8 @@ def _fill_in(config: dict[str, Any]) -> None:
                 settings.setdefault("resources", {})
 
 
-def _check_provider(provider: dict[str, Any]) -> None:
+def _check_provider(config: dict[str, Any]) -> None:
+    provider = config["provider"]
     kind = str(provider["type"])
     if kind not in PROVIDER_KEYS:
         raise UserError(f"provider.type is '{kind}': {nearest(kind, PROVIDER_KEYS)}")
@@ -104,6 +116,9 @@ def _check_provider(provider: dict[str, Any]) -> None:
     for key in PROVIDER_KEYS[kind]:
         if provider.get(key) is None:
             raise UserError(f"provider.{key} is missing; provider {kind} needs it")
+    for key in NO_DEFAULT if kind == "external" else ():
+        if key not in config:
+            raise UserError(f"{key} is missing; provider external has no default for it")
 
 
 def _check_what_the_schema_leaves_open(config: dict[str, Any]) -> None:
