@@ -113,7 +113,7 @@ def test_what_is_missing_is_a_missing_file(place: StoragePath) -> None:
 
 def test_a_large_object_goes_up_in_parts_and_comes_back(s3: S3Server, uri: RemotePath) -> None:
     asked: list[str] = []
-    s3.fault = asked.append  # type: ignore[assignment]
+    s3.fault = asked.append
     content = bytes(range(256)) * (25 * MEGABYTE // 256)
     (uri / "checkpoint.pt").write_bytes(memoryview(content))
     assert sum("partNumber" in request for request in asked) == 3
@@ -124,7 +124,7 @@ def test_a_large_object_goes_up_in_parts_and_comes_back(s3: S3Server, uri: Remot
 
 def test_a_small_object_is_one_request(s3: S3Server, uri: RemotePath) -> None:
     asked: list[str] = []
-    s3.fault = asked.append  # type: ignore[assignment]
+    s3.fault = asked.append
     (uri / "state.json").write_bytes(b"{}")
     assert [request.split()[0] for request in asked] == ["PUT"]
 
