@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
 
@@ -10,17 +11,24 @@ import torch
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import VanillaConfig
 from csg_ray.config.run import DataConfig, ModelConfig, RunConfig
-from csg_ray.training.checkpoint import config_differences, load_checkpoint, save_checkpoint
+from csg_ray.storage.paths import StoragePath
+from csg_ray.training.checkpoint import (
+    config_differences,
+    load_checkpoint,
+    parse_checkpoint,
+    save_checkpoint,
+)
 
 
-def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pt"
+def test_a_state_comes_back_as_it_was(place: StoragePath) -> None:
+    path = place / "checkpoint.pt"
     weights = torch.randn(3, 4)
     save_checkpoint(path, {"weights": weights, "rng": [1, 2**40], "name": "csg"})
     state = load_checkpoint(path)
     assert state["weights"].equal(weights)
     assert (state["rng"], state["name"], state["format"]) == ([1, 2**40], "csg", 1)
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(place.iterdir()) == [path]
+    assert parse_checkpoint(path.read_bytes(), "rank 0's").keys() == state.keys()
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_whole(
@@ -50,16 +58,20 @@ def test_a_really_full_device_reports_its_errno(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_checkpoint_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pt"
+def test_what_is_no_checkpoint_is_an_error(place: StoragePath) -> None:
+    path = place / "checkpoint.pt"
     with pytest.raises(UserError, match="does not exist"):
         load_checkpoint(path)
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match="not a readable checkpoint"):
         load_checkpoint(path)
-    torch.save({"weight": torch.zeros(1)}, path)  # noqa: TID251 - a file of someone else
+    foreign = io.BytesIO()
+    torch.save({"weight": torch.zeros(1)}, foreign)  # noqa: TID251 - a file of someone else
+    path.write_bytes(foreign.getvalue())
     with pytest.raises(UserError, match="not a checkpoint of csg_ray"):
         load_checkpoint(path)
+    with pytest.raises(UserError, match="rank 0's is not a checkpoint of csg_ray"):
+        parse_checkpoint(foreign.getvalue(), "rank 0's")
 
 
 def test_a_truncated_checkpoint_is_an_error(tmp_path: Path) -> None:

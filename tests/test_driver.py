@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 import yaml
+from s3_server import S3Server
 
+from csg_ray.config.errors import UserError
 from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.study import load_study
 from csg_ray.scale.driver import LiveTrial, StudyDriver
 from csg_ray.search_space import SearchSpace, parse_search_space
-from csg_ray.storage.paths import StoragePath
-from csg_ray.storage.records import append_result
+from csg_ray.storage.paths import RemotePath, StoragePath
+from csg_ray.storage.records import append_result, write_atomically
+from csg_ray.storage.stores import StorageError
 
 ACCURACY = "target_val/mean_class_accuracy"
 
@@ -59,14 +62,14 @@ def make_space(**search: Any) -> SearchSpace:
     )
 
 
-def start(directory: Path, space: SearchSpace) -> StudyDriver:
+def start(directory: StoragePath, space: SearchSpace) -> StudyDriver:
     directory.mkdir(parents=True, exist_ok=True)
     header = {"format": 1, "space": space.to_mapping(), "provenance": {}}
-    (directory / "study.yaml").write_text(yaml.safe_dump(header))
+    write_atomically(directory / "study.yaml", yaml.safe_dump(header))
     return StudyDriver(space, directory, Recorder())
 
 
-def reopen(directory: Path, space: SearchSpace) -> StudyDriver:
+def reopen(directory: StoragePath, space: SearchSpace) -> StudyDriver:
     """What a restore does after a kill: a new driver over what is on the disk."""
     return StudyDriver(space, directory, Recorder(), load_study(directory).trials)
 
@@ -97,21 +100,21 @@ def run_whole(driver: StudyDriver, value: float) -> LiveTrial:
     return trial
 
 
-def states(directory: Path) -> dict[str, str]:
+def states(directory: StoragePath) -> dict[str, str]:
     return {trial.id: trial.state for trial in load_study(directory).trials}
 
 
-def test_a_trial_is_on_the_disk_before_it_is_handed_out(tmp_path: Path) -> None:
-    driver = start(tmp_path, make_space())
+def test_a_trial_is_written_down_before_it_is_handed_out(place: StoragePath) -> None:
+    driver = start(place, make_space())
     trial = take(driver)
-    record = json.loads((tmp_path / "trials" / "0001" / "params.json").read_text())
+    record = json.loads((place / "trials" / "0001" / "params.json").read_text())
     assert (trial.id, record["params"]) == ("0001", {"method.temperature": 0.07})
     assert record["origin"] == "warm start"
-    assert states(tmp_path) == {"0001": "unfinished"}
+    assert states(place) == {"0001": "unfinished"}
 
 
-def test_end_states(tmp_path: Path) -> None:
-    driver = start(tmp_path, make_space(num_trials=7))
+def test_end_states(place: StoragePath) -> None:
+    driver = start(place, make_space(num_trials=7))
     for value in (0.9, 0.8, 0.7):
         run_whole(driver, value)
     assert run_whole(driver, 0.1).cut
@@ -123,7 +126,7 @@ def test_end_states(tmp_path: Path) -> None:
     stopped_early = take(driver)
     train(driver, stopped_early, 1, 0.95)
     driver.finish(stopped_early.id)  # Tune was torn down: neither cut nor complete
-    assert states(tmp_path) == {
+    assert states(place) == {
         **dict.fromkeys(("0001", "0002", "0003"), "completed"),
         "0004": "stopped",
         "0005": "diverged",
@@ -131,7 +134,7 @@ def test_end_states(tmp_path: Path) -> None:
         "0007": "unfinished",
     }
     assert driver.next_trial() is None
-    assert load_study(tmp_path).trial("0006").reason == "ValueError: no"
+    assert load_study(place).trial("0006").reason == "ValueError: no"
 
 
 def test_why_a_trial_failed_is_passed_on(tmp_path: Path) -> None:
@@ -170,17 +173,20 @@ def test_a_repeated_epoch_changes_nothing(tmp_path: Path) -> None:
     assert len(trial.results) == 1
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_killed_at_any_moment_and_restored(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("place", "seed"), [*(("disk", seed) for seed in range(5)), ("uri", 5)], indirect=["place"]
+)
+def test_killed_at_any_moment_and_restored(place: StoragePath, seed: int) -> None:
     """Two trials at a time; the driver vanishes at random moments; every file-backed fact holds."""
     draws = random.Random(seed)
-    space = make_space(num_trials=12)
-    driver = start(tmp_path, space)
+    num_trials = 12 if isinstance(place, Path) else 4  # a store in Python is slow
+    space = make_space(num_trials=num_trials)
+    driver = start(place, space)
     live: dict[str, LiveTrial] = {}
     trained: list[tuple[str, int]] = []
     while True:
         if draws.random() < 0.1:  # kill -9: the driver and its trials are gone
-            driver, live = reopen(tmp_path, space), {}
+            driver, live = reopen(place, space), {}
         while len(live) < 2 and (trial := driver.next_trial()) is not None:
             live[trial.id] = trial
         if not live:
@@ -191,28 +197,30 @@ def test_killed_at_any_moment_and_restored(tmp_path: Path, seed: int) -> None:
         append_result(driver.trial_directory(trial.id), record)
         trained.append((trial.id, epoch))
         if draws.random() < 0.1:  # killed between the trial's line and the driver's knowing it
-            driver, live = reopen(tmp_path, space), {}
+            driver, live = reopen(place, space), {}
             continue
         if driver.report(trial.id, record) or epoch == 9:
             if draws.random() < 0.2:  # killed before the state was written
-                driver, live = reopen(tmp_path, space), {}
+                driver, live = reopen(place, space), {}
                 continue
             driver.finish(trial.id)
             del live[trial.id]
-    found = load_study(tmp_path).trials
-    assert [trial.id for trial in found] == [f"{i:04d}" for i in range(1, 13)], "none lost"
+    found = load_study(place).trials
+    assert [trial.id for trial in found] == [f"{i:04d}" for i in range(1, num_trials + 1)], (
+        "none lost"
+    )
     assert len(trained) == len(set(trained)), "no epoch was trained twice"
     assert {trial.state for trial in found} <= {"completed", "stopped"}
     assert all(trial.epoch == 9 for trial in found if trial.state == "completed")
     assert sum(trial.origin == "warm start" for trial in found) == 1
 
 
-def test_asha_decides_the_same_after_a_restore(tmp_path: Path) -> None:
+def test_asha_decides_the_same_after_a_restore(place: StoragePath) -> None:
     space = make_space(num_trials=8)
-    driver = start(tmp_path, space)
+    driver = start(place, space)
     for value in (0.9, 0.8, 0.7):
         run_whole(driver, value)
-    driver = reopen(tmp_path, space)
+    driver = reopen(place, space)
     trial = take(driver)
     assert train(driver, trial, 1, 0.1), "three peers of before the restore beat it"
 
@@ -270,6 +278,33 @@ def test_a_full_disk_halts_the_study_and_it_restores(
     driver = reopen(tmp_path, space)
     assert driver.remaining == 5
     assert take(driver).id == "0002"
+
+
+def test_a_store_that_is_away_halts_the_study_and_it_restores(
+    s3: S3Server, uri: RemotePath
+) -> None:
+    space = make_space()
+    driver = start(uri, space)
+    run_whole(driver, 0.9)
+    s3.fault = lambda request: "403 AccessDenied" if request.startswith("PUT") else None
+    assert driver.next_trial() is None
+    assert isinstance(driver.halted, StorageError)
+    s3.fault = lambda request: None
+    assert driver.next_trial() is None, "a halted driver stays halted"
+    driver = reopen(uri, space)
+    assert driver.remaining == 5
+    assert take(driver).id == "0002"
+
+
+def test_a_driver_that_was_replaced_writes_nothing_more(place: StoragePath) -> None:
+    driver = start(place, make_space())
+    trial = take(driver)
+    for epoch in range(1, 10):
+        train(driver, trial, epoch, 0.9)
+    driver.halt(UserError("taken over"))
+    driver.finish(trial.id)
+    assert states(place) == {"0001": "unfinished"}, "its successor closes it"
+    assert driver.next_trial() is None
 
 
 def test_another_error_of_the_disk_is_not_swallowed(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import subprocess
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from s3_server import S3Server
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import load_config
@@ -23,6 +25,7 @@ from csg_ray.results.export import (
 from csg_ray.results.provenance import collect_provenance, compare_provenance, hash_code
 from csg_ray.results.study import load_study
 from csg_ray.results.table import write_table
+from csg_ray.storage.paths import RemotePath, StoragePath
 
 MakeStudy = Callable[..., Path]
 EPOCHS = [(0.2, 0.9, 0.8), (0.4, 0.8, 0.9), (0.60, 0.70, 0.95)]
@@ -33,9 +36,12 @@ def study_directory(make_study: MakeStudy) -> Path:
     return make_study(("completed", EPOCHS), ("stopped", EPOCHS[:1]), ("failed", []))
 
 
-def test_an_exported_trial_loads_as_its_run_config(study_directory: Path, tmp_path: Path) -> None:
-    study = load_study(study_directory)
-    out = tmp_path / "best.yaml"
+def test_an_exported_trial_loads_as_its_run_config(
+    make_study_at: Callable[..., StoragePath], place: StoragePath
+) -> None:
+    directory = make_study_at(("completed", EPOCHS))
+    study = load_study(directory)
+    out = place / "best.yaml"
 
     write_config(export_config(study, study.trials[0], "target_val"), out)
 
@@ -47,7 +53,7 @@ def test_an_exported_trial_loads_as_its_run_config(study_directory: Path, tmp_pa
     assert list(content)[-1] == "provenance"
     assert content["provenance"] == {
         "study": "digits",
-        "study_directory": str(study_directory),
+        "study_directory": str(directory),
         "trial": "0001",
         "state": "completed",
         "selection": "target_val",
@@ -127,6 +133,23 @@ def test_the_stamp(
     assert selected_with_target_labels(study, rule) is stamped
 
 
+def test_nothing_is_overwritten_on_a_uri(study_directory: Path, uri: RemotePath) -> None:
+    study = load_study(study_directory)
+    (uri / "out.yaml").write_bytes(b"mine")
+
+    with pytest.raises(UserError, match=r"out\.yaml.* exists and is not overwritten"):
+        write_config(export_config(study, study.trials[0]), uri / "out.yaml")
+
+    assert (uri / "out.yaml").read_bytes() == b"mine"
+
+
+def test_a_store_without_permission_is_refused(s3: S3Server, uri: RemotePath) -> None:
+    s3.fault = lambda request: "403 AccessDenied" if request.startswith("PUT") else None
+
+    with pytest.raises(UserError, match=r"cannot be written to: access is denied; check the cred"):
+        check_new_directory(uri / "studies" / "digits")
+
+
 def test_nothing_is_overwritten(study_directory: Path, tmp_path: Path) -> None:
     study = load_study(study_directory)
     mapping = export_config(study, study.trials[0])
@@ -174,22 +197,25 @@ def test_a_directory_below_a_broken_link_is_refused(tmp_path: Path, target: str)
         check_new_directory(tmp_path / "link" / "digits")
 
 
-def test_the_first_free_name(tmp_path: Path) -> None:
-    assert first_free(tmp_path / "a.b") == tmp_path / "a.b"
-    for name in ("a.b", "a.b-2", "out.yaml"):
-        (tmp_path / name).mkdir()
-    assert first_free(tmp_path / "a.b") == tmp_path / "a.b-3"
-    assert first_free(tmp_path / "out.yaml") == tmp_path / "out-2.yaml"
+def test_the_first_free_name(place: StoragePath) -> None:
+    assert first_free(place / "a.b") == place / "a.b"
+    for name in ("a.b", "a.b-2"):
+        (place / name).mkdir()
+        (place / name / "study.yaml").write_bytes(b"")
+    (place / "out.yaml").write_bytes(b"")
+    assert first_free(place / "a.b") == place / "a.b-3"
+    assert first_free(place / "out.yaml") == place / "out-2.yaml"
 
 
-def test_the_table_reads_back(study_directory: Path) -> None:
+def test_the_table_reads_back(make_study_at: Callable[..., StoragePath]) -> None:
+    study_directory = make_study_at(("completed", EPOCHS), ("stopped", EPOCHS[:1]), ("failed", []))
     study = load_study(study_directory)
     path = study_directory / "trials.parquet"
 
     write_table(study, path)
     write_table(study, path)
 
-    table = pq.read_table(path)
+    table = pq.read_table(io.BytesIO(path.read_bytes()))
     rows = table.to_pylist()
     assert [(row["id"], row["epoch"], row["state"]) for row in rows] == [
         ("0001", 1, "completed"),
@@ -203,7 +229,8 @@ def test_the_table_reads_back(study_directory: Path) -> None:
     assert table.schema.field("param/augment.magnitude").type == pa.int64()
     assert table.schema.field("param/method.loss_weight").type == pa.float64()
     assert table.column_names[:5] == ["id", "state", "reason", "origin", "epoch"]
-    assert not list(study_directory.glob("*.tmp")) + list(study_directory.glob(".*"))
+    names = {path.name for path in study_directory.iterdir()}
+    assert names == {"study.yaml", "trials", "trials.parquet"}
 
 
 def test_settings_of_several_kinds_become_text(study_directory: Path) -> None:

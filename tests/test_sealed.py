@@ -20,10 +20,13 @@ from csg_ray.methods import build_method
 from csg_ray.results import sealed
 from csg_ray.results.sealed import evaluate_run, evaluate_study
 from csg_ray.results.study import load_study
-from csg_ray.training.checkpoint import save_checkpoint
+from csg_ray.storage.ledger import read_ledger
+from csg_ray.storage.paths import StoragePath
+from csg_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from csg_ray.training.evaluate import evaluate_split
 
 MakeStudy = Callable[..., Path]
+MakeStudyAt = Callable[..., StoragePath]
 PUBLISHED = ("completed", [(0.2, 0.9, 0.8), (0.4, 0.8, 0.9), (0.60, 0.70, 0.95)])
 STOPPED = ("stopped", [(0.9, 0.1, 0.99)])
 WINNER = ("completed", [(0.3, 0.8, 0.7), (0.8, 0.2, 0.8), (0.712, 0.40, 0.90)])
@@ -76,7 +79,7 @@ def quick(room: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNames
     return room
 
 
-def add_checkpoints(directory: Path) -> None:
+def add_checkpoints(directory: StoragePath) -> None:
     study = load_study(directory)
     for trial in study.trials:
         config = study.space.config_for(dict(trial.params))
@@ -85,18 +88,14 @@ def add_checkpoints(directory: Path) -> None:
 
 
 @pytest.fixture
-def study(make_study: MakeStudy) -> Path:
-    directory = make_study(PUBLISHED, STOPPED, WINNER, COOLEST)
+def study(make_study_at: MakeStudyAt) -> StoragePath:
+    directory = make_study_at(PUBLISHED, STOPPED, WINNER, COOLEST)
     add_checkpoints(directory)
     return directory
 
 
-def lines_of(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_the_picks_are_frozen_then_the_seal_opens_once_for_all(
-    study: Path, quick: SimpleNamespace
+    study: StoragePath, quick: SimpleNamespace
 ) -> None:
     frozen: list[Any] = []
     quick.on_opening = lambda: frozen.append(json.loads((study / "test_picks.json").read_text()))
@@ -114,16 +113,18 @@ def test_the_picks_are_frozen_then_the_seal_opens_once_for_all(
     assert all(pick["selected with target labels"] for pick in outcome["picks"])
     assert outcome["earlier_openings"] == []
     assert json.loads((study / "test_results.json").read_text()) == outcome
-    [line] = lines_of(study / "test_ledger.jsonl")
+    [line] = read_ledger(study / "test_ledger.jsonl")
     assert line["reason"] == "evaluate target_val 0003, source_val 0004, hse 0004"
 
 
-def test_a_second_look_says_so_and_keeps_the_first(study: Path, quick: SimpleNamespace) -> None:
+def test_a_second_look_says_so_and_keeps_the_first(
+    study: StoragePath, quick: SimpleNamespace
+) -> None:
     first = evaluate_study(study)
     second = evaluate_study(study)
     third = evaluate_study(study)
 
-    assert second["earlier_openings"] == lines_of(study / "test_ledger.jsonl")[:1]
+    assert second["earlier_openings"] == read_ledger(study / "test_ledger.jsonl")[:1]
     assert len(third["earlier_openings"]) == 2
     first.pop("earlier_results")
     assert second.pop("earlier_results") == [first]
@@ -134,7 +135,7 @@ def test_a_second_look_says_so_and_keeps_the_first(study: Path, quick: SimpleNam
     "content", [b"", b'{"picks": [', b"\xff", b"[1]", b'{"picks": []}', b'{"earlier_results": 3}']
 )
 def test_damaged_earlier_results_leave_the_seal(
-    study: Path, quick: SimpleNamespace, capsys: pytest.CaptureFixture[str], content: bytes
+    study: StoragePath, quick: SimpleNamespace, capsys: pytest.CaptureFixture[str], content: bytes
 ) -> None:
     results = study / "test_results.json"
     results.write_bytes(content)
@@ -149,8 +150,8 @@ def test_damaged_earlier_results_leave_the_seal(
     assert results.read_bytes() == content
 
 
-def nothing_was_touched(directory: Path, room: SimpleNamespace) -> bool:
-    names = ("test_ledger.jsonl", "test_picks.json", "test_results.json")
+def nothing_was_touched(directory: StoragePath, room: SimpleNamespace) -> bool:
+    names = ("test_ledger.jsonl", "test_ledger", "test_picks.json", "test_results.json")
     return room.opened == 0 and not any((directory / name).exists() for name in names)
 
 
@@ -175,7 +176,7 @@ def test_unfinished_trials_leave_the_seal(make_study: MakeStudy, room: SimpleNam
 
 
 def test_a_missing_or_foreign_checkpoint_leaves_the_seal(
-    study: Path, room: SimpleNamespace
+    study: StoragePath, room: SimpleNamespace
 ) -> None:
     checkpoint = study / "trials" / "0004" / "checkpoint.pt"
     kept = checkpoint.read_bytes()
@@ -184,24 +185,21 @@ def test_a_missing_or_foreign_checkpoint_leaves_the_seal(
     with pytest.raises(UserError, match=r"checkpoint of another training .*magnitude 6"):
         evaluate_study(study)
     checkpoint.write_bytes(kept[:100])
-    with pytest.raises(UserError, match=r"0004/checkpoint.pt is not a readable checkpoint"):
+    with pytest.raises(UserError, match=r"0004/checkpoint\.pt.* is not a readable checkpoint"):
         evaluate_study(study)
     checkpoint.unlink()
-    with pytest.raises(
-        UserError,
-        match=r"0004/checkpoint.pt does not exist, but source_val picks.*--trial 0004, train it",
-    ):
+    missing = r"0004/checkpoint\.pt.* does not exist, but source_val picks.*--trial 0004, train it"
+    with pytest.raises(UserError, match=missing):
         evaluate_study(study)
 
     assert nothing_was_touched(study, room)
 
 
 def test_a_checkpoint_of_an_earlier_epoch_leaves_the_seal(
-    study: Path, room: SimpleNamespace
+    study: StoragePath, room: SimpleNamespace
 ) -> None:
     checkpoint = study / "trials" / "0003" / "checkpoint.pt"
-    state = torch.load(checkpoint, weights_only=True)  # noqa: TID251 - to change one number
-    save_checkpoint(checkpoint, state | {"epoch": 2})
+    save_checkpoint(checkpoint, load_checkpoint(checkpoint) | {"epoch": 2})
 
     with pytest.raises(UserError, match=r"is of epoch 2, but the results beside it end at epoch 3"):
         evaluate_study(study)
@@ -209,7 +207,9 @@ def test_a_checkpoint_of_an_earlier_epoch_leaves_the_seal(
     assert nothing_was_touched(study, room)
 
 
-def test_other_data_than_the_study_saw_leave_the_seal(study: Path, room: SimpleNamespace) -> None:
+def test_other_data_than_the_study_saw_leave_the_seal(
+    study: StoragePath, room: SimpleNamespace
+) -> None:
     room.fingerprint = "of other images"
 
     with pytest.raises(UserError, match=r"data are not those that .* target_test stays sealed"):
@@ -219,7 +219,7 @@ def test_other_data_than_the_study_saw_leave_the_seal(study: Path, room: SimpleN
 
 
 def test_the_command_prints_a_table_and_who_looked_before(
-    study: Path, quick: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+    study: StoragePath, quick: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(study)]) == 0
     assert "opened before" not in capsys.readouterr().out
@@ -229,7 +229,7 @@ def test_the_command_prints_a_table_and_who_looked_before(
     rows = [line.replace("│", " ").split() for line in out.splitlines()]
     assert ["target_val", "0003", "3.000", "0.500", "yes"] in rows
     assert ["hse", "0004", "4.000", "0.500", "yes"] in rows
-    opened = lines_of(study / "test_ledger.jsonl")[0]
+    opened = read_ledger(study / "test_ledger.jsonl")[0]
     assert f"target_test was opened before: {opened['opened_at']} by {opened['user']}" in out
 
 
@@ -349,14 +349,14 @@ def set_checkpoint(run: Path) -> None:
 
 
 def test_a_run_shares_the_ledger_of_its_study(
-    exported_run: Path, study: Path, quick: SimpleNamespace
+    exported_run: Path, study: StoragePath, quick: SimpleNamespace
 ) -> None:
     set_checkpoint(exported_run)
     evaluate_study(study)
 
     outcome = evaluate_run(exported_run)
 
-    ledger = lines_of(study / "test_ledger.jsonl")
+    ledger = read_ledger(study / "test_ledger.jsonl")
     assert outcome["earlier_openings"] == ledger[:1]
     assert ledger[1]["reason"] == f"evaluate run {exported_run}"
     assert not (exported_run / "test_ledger.jsonl").exists()
@@ -365,7 +365,7 @@ def test_a_run_shares_the_ledger_of_its_study(
 
 
 def test_a_run_of_a_run_shares_the_ledger_too(
-    exported_run: Path, study: Path, quick: SimpleNamespace
+    exported_run: Path, study: StoragePath, quick: SimpleNamespace
 ) -> None:
     set_checkpoint(exported_run)
     set_provenance(exported_run, read_yaml(exported_run / "run.yaml")["provenance"])
@@ -373,7 +373,7 @@ def test_a_run_of_a_run_shares_the_ledger_too(
     [pick] = evaluate_run(exported_run)["picks"]
 
     assert pick["selected with target labels"] is True
-    assert len(lines_of(study / "test_ledger.jsonl")) == 1
+    assert len(read_ledger(study / "test_ledger.jsonl")) == 1
 
 
 @pytest.mark.parametrize("exported", [None, "by hand", {"study_directory": "/no/longer/there"}])
@@ -384,7 +384,7 @@ def test_a_run_without_its_study_keeps_its_own_ledger(
     set_provenance(run, exported)
 
     assert evaluate_run(run)["earlier_openings"] == []
-    assert evaluate_run(run)["earlier_openings"] == lines_of(run / "test_ledger.jsonl")[:1]
+    assert evaluate_run(run)["earlier_openings"] == read_ledger(run / "test_ledger.jsonl")[:1]
 
 
 def test_a_run_without_an_epoch_is_refused(run: Path, room: SimpleNamespace) -> None:

@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from s3_server import S3Server
 
 from csg_ray.data.splits import ArraySplit, DomainSplits, SealedSplit
+from csg_ray.storage.ledger import read_ledger
+from csg_ray.storage.paths import RemotePath, StoragePath
+from csg_ray.storage.stores import StorageError
 
 
 def small_split(name: str, level: int) -> ArraySplit:
@@ -20,13 +24,13 @@ def small_split(name: str, level: int) -> ArraySplit:
 class Vault:
     """Loads a split and keeps what the ledger held at that moment."""
 
-    def __init__(self, ledger: Path, level: int = 7) -> None:
+    def __init__(self, ledger: StoragePath, level: int = 7) -> None:
         self.ledger = ledger
         self.split = small_split("target_test", level)
         self.lines_at_load: list[int] = []
 
     def load(self) -> ArraySplit:
-        self.lines_at_load.append(len(self.ledger.read_text().splitlines()))
+        self.lines_at_load.append(len(read_ledger(self.ledger)))
         return self.split
 
     def sealed(self) -> SealedSplit:
@@ -84,21 +88,43 @@ def test_opening_writes_the_ledger_before_it_loads(
     assert earlier == []
     assert vault.lines_at_load == [1]
     assert len(synced) == 1
-    entry = json.loads(vault.ledger.read_text())
+    [entry] = read_ledger(vault.ledger)
     assert set(entry) == {"fingerprint", "opened_at", "user", "reason"}
     assert entry["fingerprint"] == vault.split.fingerprint
     assert entry["reason"] == "final evaluation"
     assert entry["opened_at"].endswith("+00:00")
 
 
-def test_later_openings_name_the_earlier_ones_of_the_same_content(tmp_path: Path) -> None:
-    ledger = tmp_path / "ledger.jsonl"
+def test_later_openings_name_the_earlier_ones_of_the_same_content(place: StoragePath) -> None:
+    ledger = place / "ledger.jsonl"
     vault, other = Vault(ledger, 7), Vault(ledger, 8)
     vault.sealed().open(ledger, "first")
     other.sealed().open(ledger, "another split")
     _, earlier = vault.sealed().open(ledger, "second")
     assert [entry["reason"] for entry in earlier] == ["first"]
-    assert len(ledger.read_text().splitlines()) == 3
+    assert [entry["reason"] for entry in read_ledger(ledger)] == [
+        "first",
+        "another split",
+        "second",
+    ]
+    assert vault.lines_at_load == [1, 3]
+
+
+def test_on_a_uri_each_opening_is_an_object_of_its_own(uri: RemotePath) -> None:
+    """So two that open at once cannot hide each other's entry."""
+    vault = Vault(uri / "ledger.jsonl")
+    for reason in ("first", "second"):
+        vault.sealed().open(vault.ledger, reason)
+    objects = list((uri / "ledger").iterdir())
+    assert [json.loads(path.read_text())["reason"] for path in objects] == ["first", "second"]
+
+
+def test_nothing_loads_when_the_store_refuses_the_entry(s3: S3Server, uri: RemotePath) -> None:
+    vault = Vault(uri / "ledger.jsonl")
+    s3.fault = lambda request: "403 AccessDenied" if request.startswith("PUT") else None
+    with pytest.raises(StorageError, match="access is denied"):
+        vault.sealed().open(vault.ledger, "no rights")
+    assert vault.lines_at_load == []
 
 
 def test_nothing_loads_when_the_ledger_cannot_be_written(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import yaml
 
 from csg_ray.config.errors import UserError
 from csg_ray.results.study import load_study
+from csg_ray.storage.paths import StoragePath
+from csg_ray.storage.records import write_atomically
 
 MakeStudy = Callable[..., Path]
 # (accuracy, HSE, source accuracy) of every epoch.
@@ -21,20 +23,28 @@ BURST = [(0.95, 0.1, 0.99)]
 WRECK = [(0.95, 0.1, 0.99), (0.0, 18.4, 0.0)]
 
 
+TRIALS = (
+    ("completed", PUBLISHED),
+    ("stopped", BURST),
+    ("completed", WINNER),
+    ("completed", COOLEST),
+    ("diverged", WRECK),
+    ("unfinished", BURST),
+)
+
+
 @pytest.fixture
 def study_directory(make_study: MakeStudy) -> Path:
-    return make_study(
-        ("completed", PUBLISHED),
-        ("stopped", BURST),
-        ("completed", WINNER),
-        ("completed", COOLEST),
-        ("diverged", WRECK),
-        ("unfinished", BURST),
-    )
+    return make_study(*TRIALS)
 
 
-def test_a_study_is_what_its_files_say(study_directory: Path) -> None:
-    study = load_study(study_directory)
+@pytest.fixture
+def study_anywhere(make_study_at: Callable[..., StoragePath]) -> StoragePath:
+    return make_study_at(*TRIALS)
+
+
+def test_a_study_is_what_its_files_say(study_anywhere: StoragePath) -> None:
+    study = load_study(study_anywhere)
 
     assert study.name == "digits"
     assert study.space.search.num_trials == 6
@@ -51,14 +61,14 @@ def test_a_study_is_what_its_files_say(study_directory: Path) -> None:
     assert third.params == {"method.loss_weight": pytest.approx(0.3), "augment.magnitude": 8}
     assert [line["target_val/hse"] for line in third.results] == [0.8, 0.2, 0.4]
     assert (third.origin, third.reason) == ("sampler", "was completed")
-    assert third.checkpoint == study_directory / "trials" / "0003" / "checkpoint.pt"
+    assert third.checkpoint == study_anywhere / "trials" / "0003" / "checkpoint.pt"
     assert study.published is study.trials[0]
 
 
 def test_each_rule_has_its_winner_among_the_completed_ones_at_their_last_epoch(
-    study_directory: Path,
+    study_anywhere: StoragePath,
 ) -> None:
-    study = load_study(str(study_directory))
+    study = load_study(str(study_anywhere))
 
     winners = {rule: study.best_trial(rule) for rule in ("target_val", "source_val", "hse")}
 
@@ -171,25 +181,25 @@ def test_half_written_trials_are_left_out_and_torn_lines_too(study_directory: Pa
 
 @pytest.mark.parametrize("content", [None, '{"id": "0003", "par', "[1, 2]", '{"id": "0003"}'])
 def test_results_without_settings_are_not_dropped_silently(
-    study_directory: Path, content: str | None
+    study_anywhere: StoragePath, content: str | None
 ) -> None:
-    params = study_directory / "trials" / "0003" / "params.json"
+    params = study_anywhere / "trials" / "0003" / "params.json"
     params.unlink()
     if content is not None:
-        params.write_text(content)
+        write_atomically(params, content)
 
-    with pytest.raises(UserError, match=r"0003 holds results, but its params.json is missing"):
-        load_study(study_directory)
+    with pytest.raises(UserError, match=r"0003.* holds results, but its params.json is missing"):
+        load_study(study_anywhere)
 
 
-def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere is not a study: it does not exist$"):
-        load_study(tmp_path / "nowhere")
+def test_what_is_no_study_is_refused(place: StoragePath) -> None:
+    with pytest.raises(UserError, match=r"nowhere.* is not a study: it does not exist$"):
+        load_study(place / "nowhere")
+    file = place / "file"
+    file.write_bytes(b"x")
     with pytest.raises(UserError, match=r"is not a study: it holds no study.yaml$"):
-        load_study(tmp_path)
-    file = tmp_path / "file"
-    file.write_text("x")
-    with pytest.raises(UserError, match=r"file is not a study: it holds no study.yaml$"):
+        load_study(place)
+    with pytest.raises(UserError, match=r"file.* is not a study: it holds no study.yaml$"):
         load_study(file)
 
 
@@ -203,11 +213,11 @@ def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
         ("format: 1\nspace: {}", "has no 'provenance'"),
     ],
 )
-def test_a_damaged_header_is_named(tmp_path: Path, content: str, sentence: str) -> None:
-    (tmp_path / "study.yaml").write_text(content)
+def test_a_damaged_header_is_named(place: StoragePath, content: str, sentence: str) -> None:
+    write_atomically(place / "study.yaml", content)
 
     with pytest.raises(UserError, match=sentence) as caught:
-        load_study(tmp_path)
+        load_study(place)
 
     assert "study.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -43,12 +43,12 @@ _REASONS = (
     ),
     (
         r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|PERMISSION_DENIED"
-        r"|UNAUTHENTICATED|OAuth2",
+        r"|UNAUTHENTICATED|OAuth2|HTTP status 40[13]",
         "access is denied; check the credentials of this process (of S3: AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, or a profile) and what they may do",
     ),
     (
-        r"NETWORK_CONNECTION|CURL error|UNAVAILABLE",
+        r"NETWORK_CONNECTION|CURL error|UNAVAILABLE|SLOW_DOWN|HTTP status 5",
         "the store cannot be reached; check its address and the network",
     ),
 )
