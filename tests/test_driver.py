@@ -225,6 +225,35 @@ def test_asha_decides_the_same_after_a_restore(place: StoragePath) -> None:
     assert train(driver, trial, 1, 0.1), "three peers of before the restore beat it"
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_restored_study_decides_as_one_that_was_never_stopped(tmp_path: Path, seed: int) -> None:
+    """Both get the same reports from the middle of a study on."""
+    draws = random.Random(seed)
+    space = make_space(num_trials=200)
+    driver = start(tmp_path, space)
+    live = {trial.id: trial for trial in (take(driver) for _ in range(10))}
+    for now in range(150):
+        trial = draws.choice(list(live.values()))
+        value = draws.randrange(20) / 20
+        if train(driver, trial, len(trial.results) + 1, value, timestamp=float(now)) or (
+            len(trial.results) == 9
+        ):
+            driver.finish(trial.id)
+            del live[trial.id]
+            fresh = take(driver)
+            live[fresh.id] = fresh
+    restored = reopen(tmp_path, space)
+    again = {trial.id: trial for trial in (take(restored) for _ in live)}
+    assert again.keys() == live.keys()
+    cuts = []
+    for trial_id, trial in live.items():
+        for epoch in range(len(trial.results) + 1, 9):
+            record = line(epoch, draws.randrange(20) / 20)
+            cuts.append(driver.report(trial_id, record))
+            assert restored.report(trial_id, record) == cuts[-1]
+    assert {True, False} == set(cuts)
+
+
 def test_a_trial_that_went_on_is_not_cut_by_the_order_of_the_replay(tmp_path: Path) -> None:
     space = make_space(num_trials=8)
     driver = start(tmp_path, space)

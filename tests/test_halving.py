@@ -79,14 +79,16 @@ def test_replaying_the_reports_restores_every_later_decision() -> None:
     assert [rule.stops(*r) for r in reports[120:]] == [replayed.stops(*r) for r in reports[120:]]
 
 
-def test_against_a_plain_ranking() -> None:
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_against_counting_the_better_peers(mode: str) -> None:
     draws = random.Random(1)
-    rule = SuccessiveHalving(9, 1, 4, "max")
+    rule = SuccessiveHalving(9, 1, 4, mode)
     seen: list[float] = []
-    for i in range(300):
-        value = draws.random()
-        ranking = sorted([*seen, value], reverse=True)
-        keep = -(-len(ranking) // 4)
-        expected = len(seen) >= 4 and ranking.index(value) >= keep
+    for i in range(1000):
+        value = draws.choice([draws.random(), draws.randrange(9) / 8, math.nan, math.inf])
+        score = -math.inf if not math.isfinite(value) else value if mode == "max" else -value
+        better = sum(peer > score for peer in seen)
+        keep = -(-(len(seen) + 1) // 4)
+        expected = len(seen) >= 4 and (better >= keep or score == -math.inf)
         assert rule.stops(str(i), 1, value) is expected
-        seen.append(value)
+        seen.append(score)

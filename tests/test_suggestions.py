@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.samplers._tpe.sampler import default_gamma
 from optuna.trial import TrialState
 
 from csg_ray.results.study import Trial
-from csg_ray.scale.suggestions import Suggestions
-from csg_ray.search_space import SearchSpace, parse_search_space
+from csg_ray.scale.suggestions import SHOWN_TRIALS, TPE_BEST, Suggestions, _build_sampler
+from csg_ray.search_space import Choice, SearchSpace, parse_search_space
+from csg_ray.seeding import sub_seed
 
 ACCURACY = "target_val/mean_class_accuracy"
 HSE = "target_val/hse"
@@ -134,6 +138,91 @@ def test_same_seed_same_suggestions() -> None:
 
     assert run(0) == run(0)
     assert run(0) != run(1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "several"),
+    [("tpe", False), ("tpe", True), ("nsga2", False), ("nsga2", True), ("random", False)],
+)
+def test_decisions_are_those_of_optuna_alone(sampler: str, several: bool) -> None:
+    """A small study: no thinning, and warm starts as if all had been queued at the beginning."""
+    objectives = [{"metric": ACCURACY, "mode": "max"}, {"metric": HSE, "mode": "min"}]
+    search = {"sampler": sampler} | ({"objectives": objectives} if several else {})
+    space = make_space(num_trials=60, **search)
+    space = replace(space, points_to_evaluate=(PUBLISHED, PUBLISHED | {"method.stages": "4"}))
+    seed = sub_seed(space.search.seed, "sampler/0") % 2**32
+    plain = optuna.create_study(
+        directions=["maximize", "minimize"] if several else ["maximize"],
+        sampler=_build_sampler(sampler, seed, 60),
+    )
+    for point in space.points_to_evaluate:
+        plain.enqueue_trial(point)
+    ours, draws, live = Suggestions(space), random.Random(0), []
+    for _ in range(60):
+        asked, trial = ours.ask(), plain.ask()
+        assert asked is not None
+        params = {
+            "method.temperature": trial.suggest_float("method.temperature", 0.02, 0.5, log=True),
+            "method.stages": trial.suggest_categorical("method.stages", ["4", "3,4"]),
+        }
+        assert asked.params == params
+        live.append((asked.number, trial))
+        while len(live) > draws.randint(1, 5):
+            number, trial = live.pop(draws.randrange(len(live)))
+            results = lines(*(draws.random() for _ in range(3)))
+            cut = draws.random() < 0.5
+            ours.tell(number, "stopped" if cut else "completed", results)
+            if cut and not several:
+                for line in results:
+                    trial.report(line[ACCURACY], line["epoch"])
+            values = [results[-1][ACCURACY], results[-1][HSE]][: 1 + several]
+            plain.tell(trial, None if cut else values, state=TrialState.PRUNED if cut else None)
+
+
+def test_no_good_trial_of_tpe_is_hidden() -> None:
+    assert default_gamma(10**6) == TPE_BEST <= default_gamma(SHOWN_TRIALS)
+
+
+def test_tpe_sees_the_same_part_of_a_long_study_after_a_restore(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("csg_ray.scale.suggestions.SHOWN_TRIALS", 40)
+    monkeypatch.setattr("csg_ray.scale.suggestions.TPE_BEST", 5)
+    space = make_space(num_trials=200)
+    ours, draws, live, ended = Suggestions(space), random.Random(0), [], []
+    for i in range(1, 151):
+        asked = ours.ask()
+        assert asked is not None
+        live.append((i, asked))
+        if len(live) > 7:
+            number, asked = live.pop(draws.randrange(7))
+            state, results = draws.choice(["stopped", "completed"]), lines(draws.random())
+            ours.tell(asked.number, state, results)
+            ended.append(replace(trial(number, state, results), params=asked.params))
+    ended.sort(key=lambda each: each.id)
+    unfinished = [replace(trial(n, "unfinished", []), params=a.params) for n, a in live]
+    restored = Suggestions(space, finished=ended, unfinished=unfinished)
+
+    def seen(suggestions: Suggestions) -> list[tuple[Any, ...]]:
+        return sorted(
+            (each.params["method.temperature"], each.state, each.value)
+            for each in optuna_trials(suggestions)
+            if each.state.is_finished()
+        )
+
+    assert seen(restored) == seen(ours)
+    assert 40 <= len(seen(ours)) <= 45
+
+
+def test_a_grid_larger_than_memory_is_not_written_out() -> None:
+    space = replace(
+        make_space(sampler="grid"),
+        space={letter: Choice(tuple(range(10))) for letter in "abcdefghij"},  # 10^10 points
+        points_to_evaluate=(),
+    )
+    suggestions = Suggestions(space)
+    asked = [suggestions.ask() for _ in range(7)]
+    assert [each and each.params["j"] for each in asked] == [0, 1, 2, 3, 4, 5, None], "six trials"
 
 
 def test_grid_runs_every_combination_once_then_ends() -> None:

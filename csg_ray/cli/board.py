@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from csg_ray.results.progress import TrialUpdate
-from csg_ray.results.selection import rank
+from csg_ray.results.selection import Outcome, rank_key
 from csg_ray.results.study import ACCURACY, ENERGY
 from csg_ray.storage.paths import StoragePath
 
@@ -23,7 +23,12 @@ LABELS = {
 
 
 class Board:
-    """The newest update of every trial, and what follows from them."""
+    """The newest update of every trial, and what follows from them, kept up update by update.
+
+    Attributes:
+        finished: trials that have ended, whatever way.
+        running: trials at work.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.study = ""
@@ -33,9 +38,13 @@ class Board:
         self.metric = ACCURACY
         self.mode: Literal["max", "min"] = "max"
         self.updates: dict[str, TrialUpdate] = {}
+        self.finished = 0
+        self.running = 0
+        self._done = 0  # in epochs; a trial that has ended counts with all of them
+        self._best: tuple[tuple[float, int, str], TrialUpdate] | None = None
         self._clock = clock
         self._began = clock()
-        self._done_before = 0.0
+        self._done_before = 0
 
     def start(
         self,
@@ -56,9 +65,12 @@ class Board:
         """Note an update; True when it ends a trial that was seen at work."""
         known = self.updates.get(update.id)
         self.updates[update.id] = update
+        if known is not None:
+            self._count(known, -1)
+        self._count(update, 1)
         if known is None and update.state != "pending" and update.state != "running":
             # From an earlier session: its work says nothing about the speed of this one.
-            self._done_before += self._share(update)
+            self._done_before += self._epochs_done(update)
         ended = update.state not in RUNNING_STATES
         return ended and known is not None and known.state in RUNNING_STATES
 
@@ -66,28 +78,17 @@ class Board:
         """A copy, safe to walk through while another thread draws or notes updates."""
         return list(self.updates.values())
 
-    @property
-    def finished(self) -> int:
-        """Trials that have ended, whatever way."""
-        return sum(update.state not in RUNNING_STATES for update in self.known())
-
-    @property
-    def running(self) -> int:
-        """Trials at work."""
-        return sum(update.state == "running" for update in self.known())
-
     def best(self) -> TrialUpdate | None:
         """The leading trial of those that had their full budget."""
-        candidates = [_Standing(update) for update in self.known()]
-        return next((entry.update for entry in rank(candidates, self.metric, self.mode)), None)
+        return None if self._best is None else self._best[1]
 
     def seconds_left(self) -> float | None:
         """Time to the end at the pace so far; None before there is any pace."""
-        done = sum(self._share(update) for update in self.known())
-        here = done - self._done_before
+        here = self._done - self._done_before
         if here <= 0 or not self.num_trials:
             return None
-        return (self._clock() - self._began) * max(0.0, self.num_trials - done) / here
+        left = self.num_trials * self._epochs_each - self._done
+        return (self._clock() - self._began) * max(0, left) / here
 
     def standing(self) -> str:
         """One line: finished, running, best, time left."""
@@ -103,20 +104,24 @@ class Board:
             parts.append(f"about {describe_seconds(left)} left")
         return ", ".join(parts)
 
-    def _share(self, update: TrialUpdate) -> float:
+    def _count(self, update: TrialUpdate, times: int) -> None:
+        self._done += times * self._epochs_done(update)
+        if update.state in RUNNING_STATES:
+            self.running += times * (update.state == "running")
+            return
+        self.finished += times
+        key = rank_key(Outcome(update.id, update.state, update.metrics), self.metric, self.mode)
+        if key is not None and (self._best is None or key < self._best[0]):
+            self._best = key, update
+
+    @property
+    def _epochs_each(self) -> int:
+        return max(1, self.epochs)
+
+    def _epochs_done(self, update: TrialUpdate) -> int:
         if update.state not in RUNNING_STATES:
-            return 1.0
-        return min(1.0, update.epoch / self.epochs) if self.epochs else 0.0
-
-
-class _Standing:
-    """An update as a candidate of a selection rule."""
-
-    def __init__(self, update: TrialUpdate) -> None:
-        self.update = update
-        self.id = update.id
-        self.state = update.state
-        self.last: Mapping[str, Any] = update.metrics
+            return self._epochs_each
+        return min(update.epoch, self.epochs)
 
 
 def describe_seconds(seconds: float) -> str:

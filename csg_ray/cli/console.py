@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -175,7 +176,8 @@ def choose_rows(
 ) -> list[TrialUpdate]:
     """The updates worth a row: those at work, the leader, then the newest; in order of id."""
     urgent = [update for update in updates if update.state in RUNNING_STATES]
-    leader = [] if best is None else [best]
-    rest = [update for update in reversed(updates) if update not in urgent + leader]
-    chosen = (leader + urgent + rest)[:rows]
+    first = urgent if best is None else [best, *urgent]
+    taken = {update.id for update in first}
+    rest = (update for update in reversed(updates) if update.id not in taken)
+    chosen = list(itertools.islice(itertools.chain(first, rest), rows))
     return sorted(chosen, key=lambda update: (len(update.id), update.id))

@@ -32,11 +32,6 @@ class BestTrials:
         self._rankings: dict[Rule, list[tuple[float, int, str]]] = {rule: [] for rule in rules}
         self._places: Counter[str] = Counter()
 
-    @property
-    def ids(self) -> set[str]:
-        """The trials that hold a place."""
-        return {key[-1] for ranking in self._rankings.values() for key in ranking}
-
     def add(self, trial: Candidate) -> set[str]:
         """Take a trial that has ended; the ids, its own included, that are without a place now."""
         touched = {trial.id}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 
 
@@ -23,9 +24,11 @@ class SuccessiveHalving:
         self.reduction_factor = reduction_factor
         self._sign = 1.0 if mode == "max" else -1.0
         self.rungs: dict[int, dict[str, float]] = {}
+        self._sorted: dict[int, list[float]] = {}  # the scores of each rung, the worst first
         milestone = grace_period
         while milestone < epochs:
             self.rungs[milestone] = {}
+            self._sorted[milestone] = []
             milestone *= reduction_factor
 
     def stops(self, trial_id: str, epoch: int, value: float) -> bool:
@@ -36,13 +39,13 @@ class SuccessiveHalving:
         reached = [milestone for milestone in self.rungs if milestone <= epoch]
         if not reached:
             return False
-        rung = self.rungs[max(reached)]
+        rung, scores = self.rungs[max(reached)], self._sorted[max(reached)]
         if trial_id in rung:
             return False
         score = self._sign * value if math.isfinite(value) else -math.inf
-        peers = list(rung.values())
+        peers, better = len(scores), len(scores) - bisect.bisect_right(scores, score)
         rung[trial_id] = score
-        if len(peers) < self.reduction_factor:
+        bisect.insort(scores, score)
+        if peers < self.reduction_factor:
             return False
-        better = sum(peer > score for peer in peers)
-        return score == -math.inf or better >= math.ceil((len(peers) + 1) / self.reduction_factor)
+        return score == -math.inf or better >= math.ceil((peers + 1) / self.reduction_factor)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,15 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.trial import TrialState, create_trial
 
 from csg_ray.results.study import Trial
+from csg_ray.scale.history import ThinnedHistory
 from csg_ray.search_space import Choice, Domain, Float, Integer, SearchSpace
 from csg_ray.seeding import sub_seed
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+# Finished trials that TPE looks at, besides the best (benchmarks/sampler_limit.py).
+SHOWN_TRIALS = 1000
+TPE_BEST = 25  # how many at most Optuna's TPE models good settings from
 
 
 @dataclass(frozen=True)
@@ -56,35 +62,35 @@ class Suggestions:
         self._study = optuna.create_study(
             directions=["maximize" if o.mode == "max" else "minimize" for o in space.objectives],
             sampler=_build_sampler(space.search.sampler, seed, space.search.num_trials),
+            storage=_build_storage(space),
         )
         self._open: dict[int, optuna.Trial] = {}
-        for trial in finished:
-            self._study.add_trial(self._frozen(trial, self._generation(trial.origin)))
-        self._origins: list[str] = []
-        for trial in unfinished:
-            self._enqueue(trial.params, trial.origin)
-        for origin, points in self._planned():
+        self._add_finished(finished)
+        self._planned = deque((trial.origin, trial.params) for trial in unfinished)
+        for origin, points in self._points():
             ran = sum(trial.origin == origin for trial in known)
-            for point in points[ran:]:
-                self._enqueue(point, origin)
+            self._planned.extend((origin, point) for point in points[ran:])
 
-    def _planned(self) -> list[tuple[str, list[dict[str, Any]]]]:
-        planned = [("warm start", list(self._space.points_to_evaluate))]
-        if self._space.search.sampler == "grid":
-            taken = self._space.points_to_evaluate
-            grid = [point for point in _grid(self._space.space) if point not in taken]
-            planned.append(("grid", grid))
-        return planned
-
-    def _enqueue(self, params: Mapping[str, Any], origin: str) -> None:
-        self._study.enqueue_trial(dict(params))
-        self._origins.append(origin)
+    def _points(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """What is tried before the sampler is asked, by origin."""
+        warm = list(self._space.points_to_evaluate)
+        if self._space.search.sampler != "grid":
+            return [("warm start", warm)]
+        # No more than can run: a grid may have more points than memory holds.
+        grid = (point for point in _grid(self._space.space) if point not in warm)
+        return [
+            ("warm start", warm),
+            ("grid", list(itertools.islice(grid, self._space.search.num_trials))),
+        ]
 
     def ask(self) -> Suggestion | None:
         """The next setting, or None when a grid has no point left."""
-        origin = self._origins.pop(0) if self._origins else "sampler"
-        if origin == "sampler" and self._space.search.sampler == "grid":
+        if not self._planned and self._space.search.sampler == "grid":
             return None
+        origin = "sampler"
+        if self._planned:
+            origin, point = self._planned.popleft()
+            self._study.enqueue_trial(dict(point))
         trial = self._study.ask()
         params = _suggest(trial, self._space.space)
         self._open[trial.number] = trial
@@ -116,16 +122,20 @@ class Suggestions:
         metric = self._space.objectives[0].metric
         return {int(line["epoch"]): float(line[metric]) for line in results if metric in line}
 
-    def _generation(self, origin: str) -> dict[str, int]:
-        """What NSGA-II notes in each trial of its own; without it, it would begin anew."""
-        sampler = self._study.sampler
-        if not isinstance(sampler, NSGAIISampler) or origin != "sampler":
-            return {}
-        assert sampler.population_size is not None  # `_build_sampler` gives it
-        key = sampler._get_generation_key()
-        complete = self._study.get_trials(states=[TrialState.COMPLETE], deepcopy=False)
-        earlier = sum(key in trial.system_attrs for trial in complete)
-        return {key: earlier // sampler.population_size}
+    def _add_finished(self, finished: Sequence[Trial]) -> None:
+        """Bring in the trials of earlier drivers, with what NSGA-II notes in each of its own.
+
+        Without the number of its generation it would begin anew.
+        """
+        sampler, evolved = self._study.sampler, 0
+        for trial in finished:
+            noted: dict[str, int] = {}
+            if isinstance(sampler, NSGAIISampler) and trial.origin == "sampler":
+                assert sampler.population_size is not None  # `_build_sampler` gives it
+                noted = {sampler._get_generation_key(): evolved // sampler.population_size}
+            frozen = self._frozen(trial, noted)
+            evolved += bool(noted) and frozen.state == TrialState.COMPLETE
+            self._study.add_trial(frozen)
 
     def _frozen(self, trial: Trial, system_attrs: dict[str, int]) -> optuna.trial.FrozenTrial:
         values = self._values(trial.results)
@@ -155,6 +165,14 @@ def _build_sampler(name: str, seed: int, num_trials: int) -> BaseSampler:
         startup = max(4, min(10, num_trials // 3))
         return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
     return RandomSampler(seed=seed)
+
+
+def _build_storage(space: SearchSpace) -> ThinnedHistory | None:
+    """TPE alone takes longer and longer; None is Optuna's own storage."""
+    if space.search.sampler != "tpe":
+        return None
+    best = TPE_BEST if len(space.objectives) == 1 else 0
+    return ThinnedHistory(SHOWN_TRIALS, best, maximize=space.objectives[0].mode == "max")
 
 
 def _distribution(domain: Domain) -> BaseDistribution:
@@ -191,15 +209,14 @@ def _suggest(trial: optuna.Trial, space: Mapping[str, Domain]) -> dict[str, Any]
     return params
 
 
-def _grid(space: Mapping[str, Domain]) -> list[dict[str, Any]]:
+def _grid(space: Mapping[str, Domain]) -> Iterator[dict[str, Any]]:
     """Every combination, branches included; the last setting varies fastest."""
-    points: list[dict[str, Any]] = [{}]
-    for path, domain in space.items():
-        assert isinstance(domain, Choice)  # the loader refuses a grid over ranges
-        options = [
-            {path: value} | branch
-            for value in domain.values
-            for branch in _grid(domain.branches.get(value, {}))
-        ]
-        points = [old | new for old, new in itertools.product(points, options)]
-    return points
+    if not space:
+        yield {}
+        return
+    (path, domain), *others = space.items()
+    assert isinstance(domain, Choice)  # the loader refuses a grid over ranges
+    for value in domain.values:
+        for branch in _grid(domain.branches.get(value, {})):
+            for rest in _grid(dict(others)):
+                yield {path: value} | branch | rest
