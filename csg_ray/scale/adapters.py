@@ -40,7 +40,7 @@ class DriverSearcher(Searcher):
     def _assignment(self, trial: LiveTrial) -> dict[str, Any]:
         return {
             "id": trial.id,
-            "directory": str(self._driver.trial_directory(trial.id)),
+            "directory": str(self._driver.trial_directory(trial.id).resolve()),
             "config": self._space.config_for(trial.params).model_dump(),
             "repeats": self._space.search.repeats,
             "workers": self._space.resources.workers_per_trial,
