@@ -91,14 +91,6 @@ def test_the_driver_is_killed_with_nested_trials_running(shared_ray: None, tmp_p
     assert lines.read_text().splitlines()[: len(before)] == before, "no finished epoch was lost"
 
 
-class Creator:
-    """An actor that reserves CPUs, as Ray Train's controller does."""
-
-    def create(self, cpus: int) -> str:
-        self.group = placement_group([{"CPU": 1}] * cpus)
-        return str(self.group.id.hex())
-
-
 def sweep_until(reached: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not reached():
@@ -111,6 +103,14 @@ def test_groups_of_dead_creators_are_removed_and_no_others(shared_ray: None) -> 
     """Held, still pending, of a living actor, of the study itself."""
     own = placement_group([{"CPU": 1}])
     own.wait(30)
+
+    class Creator:
+        """Reserves CPUs, as Ray Train's controller does. Defined here, Ray ships it by value."""
+
+        def create(self, cpus: int) -> str:
+            self.group = placement_group([{"CPU": 1}] * cpus)
+            return str(self.group.id.hex())
+
     creator: Any = ray.remote(num_cpus=0)(Creator)
     living, holder, waiting = (creator.remote() for _ in range(3))
     kept = {own.id.hex(), ray.get(living.create.remote(64))}
