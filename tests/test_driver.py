@@ -173,6 +173,7 @@ def test_a_repeated_epoch_changes_nothing(tmp_path: Path) -> None:
     assert len(trial.results) == 1
 
 
+@pytest.mark.timeout(60)  # hundreds of requests
 @pytest.mark.parametrize(
     ("place", "seed"), [*(("disk", seed) for seed in range(5)), ("uri", 5)], indirect=["place"]
 )
