@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from s3_server import S3Server, let_pass
 
 from csg_ray.config.errors import UserError
 from csg_ray.scale import claims
 from csg_ray.scale.claims import ClaimLock
 from csg_ray.scale.processes import has_ended, this_process
 from csg_ray.storage.paths import RemotePath
+from s3_server import S3Server, let_pass
 
 STALE = 2.0
 HOLD = f"""

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3_server import S3Server, let_pass
 
 from csg_ray.config.errors import UserError
 from csg_ray.storage.folders import check_writable, in_parallel, remove_tree, subfolders
 from csg_ray.storage.paths import RemotePath, StoragePath, open_path
 from csg_ray.storage.records import write_atomically
 from csg_ray.storage.stores import StorageError, Store, connect
+from s3_server import S3Server, let_pass
 
 MEGABYTE = 1 << 20
 
