@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from s3_server import S3Server
 
 from csg_ray.config.errors import UserError
 from csg_ray.results.progress import TrialUpdate
@@ -20,6 +19,7 @@ from csg_ray.search_space import SearchSpace, parse_search_space
 from csg_ray.storage.paths import RemotePath, StoragePath
 from csg_ray.storage.records import append_result, write_atomically
 from csg_ray.storage.stores import StorageError
+from s3_server import S3Server
 
 ACCURACY = "target_val/mean_class_accuracy"
 
@@ -173,6 +173,7 @@ def test_a_repeated_epoch_changes_nothing(tmp_path: Path) -> None:
     assert len(trial.results) == 1
 
 
+@pytest.mark.timeout(60)  # hundreds of requests
 @pytest.mark.parametrize(
     ("place", "seed"), [*(("disk", seed) for seed in range(5)), ("uri", 5)], indirect=["place"]
 )

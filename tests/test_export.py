@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from s3_server import S3Server
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import load_config
@@ -26,6 +25,7 @@ from csg_ray.results.provenance import collect_provenance, compare_provenance, h
 from csg_ray.results.study import load_study
 from csg_ray.results.table import write_table
 from csg_ray.storage.paths import RemotePath, StoragePath
+from s3_server import S3Server
 
 MakeStudy = Callable[..., Path]
 EPOCHS = [(0.2, 0.9, 0.8), (0.4, 0.8, 0.9), (0.60, 0.70, 0.95)]

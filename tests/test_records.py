@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from csg_ray.config.errors import UserError
 from csg_ray.storage.paths import RemotePath, StoragePath
@@ -31,6 +33,17 @@ def _metrics(epoch: int) -> dict[str, float]:
 
 def _saver(metrics: dict[str, float]) -> Callable[[StoragePath], None]:
     return lambda path: save_checkpoint(path, {"epoch": metrics["epoch"], "metrics": metrics})
+
+
+def read_scalars(content: bytes) -> list[tuple[int, str, float]]:
+    """(step, tag, value) of an event file: records of length, its checksum, data, checksum."""
+    found = []
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        event = Event.FromString(content[12 : 12 + length])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        content = content[length + 16 :]
+    return found
 
 
 def _report(recorder: EpochRecorder, epoch: int) -> None:
@@ -98,14 +111,14 @@ def test_epochs_that_are_forgotten_while_they_are_read_are_left_out(
 ) -> None:
     for epoch in (1, 2, 3):
         append_result(uri, _metrics(epoch))
-    read = RemotePath.read_bytes
+    read = RemotePath.read_json
 
-    def forget_first(path: RemotePath) -> bytes:
+    def forget_first(path: RemotePath) -> Any:
         if path.name == "000003.json":
             forget_results(uri, 3)
         return read(path)
 
-    monkeypatch.setattr(RemotePath, "read_bytes", forget_first)
+    monkeypatch.setattr(RemotePath, "read_json", forget_first)
     assert _epochs(uri) == [1, 2]
 
 
@@ -163,8 +176,8 @@ def test_recorder_writes_tensorboard_scalars(place: StoragePath) -> None:
     recorder = EpochRecorder(place)
     _report(recorder, 1)
     recorder.close()
-    (events,) = (path for path in place.iterdir() if path.name.startswith("events.out.tfevents."))
-    assert b"train/loss" in events.read_bytes()
+    (path,) = (path for path in place.iterdir() if path.name.startswith("events.out.tfevents."))
+    assert read_scalars(path.read_bytes()) == [(1, "train/loss", 1.0), (1, "diverged", 0.0)]
 
 
 def test_a_checkpoint_ahead_of_the_lines_brings_the_missing_line(place: StoragePath) -> None:
@@ -207,10 +220,9 @@ def test_epochs_trained_again_replace_their_lines(place: StoragePath) -> None:
 
 def test_scalars_on_a_uri_are_there_after_each_epoch(uri: RemotePath) -> None:
     recorder = EpochRecorder(uri)
-    sizes = []
     for epoch in (1, 2):
         _report(recorder, epoch)
-        (events,) = (path for path in uri.iterdir() if path.name.startswith("events."))
-        sizes.append(len(events.read_bytes()))
+        (path,) = (path for path in uri.iterdir() if path.name.startswith("events."))
+        losses = [found for found in read_scalars(path.read_bytes()) if found[1] == "train/loss"]
+        assert losses == [(number, "train/loss", 1 / number) for number in range(1, epoch + 1)]
     recorder.close()
-    assert 0 < sizes[0] < sizes[1]

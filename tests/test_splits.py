@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from s3_server import S3Server
 
 from csg_ray.data.splits import ArraySplit, DomainSplits, SealedSplit
 from csg_ray.storage.ledger import read_ledger
 from csg_ray.storage.paths import RemotePath, StoragePath
 from csg_ray.storage.stores import StorageError
+from s3_server import S3Server
 
 
 def small_split(name: str, level: int) -> ArraySplit:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import errno
+import json
 import pickle
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from s3_server import S3Server
 
 from csg_ray.config.errors import UserError
 from csg_ray.storage.folders import check_writable, in_parallel, remove_tree, subfolders
 from csg_ray.storage.paths import RemotePath, StoragePath, open_path
 from csg_ray.storage.records import write_atomically
 from csg_ray.storage.stores import StorageError, Store, connect
+from s3_server import S3Server, let_pass
 
 MEGABYTE = 1 << 20
 
@@ -119,7 +121,7 @@ def test_a_large_object_goes_up_in_parts_and_comes_back(s3: S3Server, uri: Remot
     assert sum("partNumber" in request for request in asked) == 3
     asked.clear()
     assert (uri / "checkpoint.pt").read_bytes() == content
-    assert len(asked) == 2, "not a request for each buffer"
+    assert len(asked) == 3, "not a request for each buffer"
 
 
 def test_a_small_object_is_one_request(s3: S3Server, uri: RemotePath) -> None:
@@ -137,6 +139,52 @@ def test_a_part_that_fails_leaves_the_old_object_whole(s3: S3Server, uri: Remote
         path.write_bytes(bytes(25 * MEGABYTE))
     s3.fault = lambda request: None
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("content", [b'"written anew, and longer"', b'"a"'])
+def test_what_is_written_anew_while_it_is_read_is_not_torn(
+    s3: S3Server, uri: RemotePath, content: bytes
+) -> None:
+    path = uri / "study.yaml"
+
+    def write_anew(request: str) -> None:
+        if request.startswith("GET"):  # between the question for the size and that for the content
+            s3.fault = let_pass
+            path.write_bytes(content)
+
+    for read, result in ((path.read_bytes, content), (path.read_json, json.loads(content))):
+        path.write_bytes(b'"as it was"')
+        s3.fault = write_anew
+        assert read() == result
+
+
+@pytest.mark.parametrize("content", [b"{}", bytes(5000)])
+def test_what_is_deleted_while_it_is_read_is_missing(
+    s3: S3Server, uri: RemotePath, content: bytes
+) -> None:
+    path = uri / "claim.json"
+    path.write_bytes(content)
+
+    def delete(request: str) -> None:
+        if request.startswith("GET"):
+            s3.fault = let_pass
+            path.unlink()
+
+    s3.fault = delete
+    with pytest.raises(FileNotFoundError):
+        path.read_json()
+
+
+@pytest.mark.parametrize("size", [2, 5000])
+def test_a_store_that_is_asked_too_much_is_asked_again(
+    s3: S3Server, uri: RemotePath, size: int
+) -> None:
+    path = uri / "state.json"
+    path.write_bytes(bytes(size))
+    busy = ["503 SlowDown"]
+    s3.fault = lambda request: busy.pop() if request.startswith("GET") and busy else None
+    assert path.read_bytes() == bytes(size)
+    assert not busy
 
 
 class SignalOnOpening:
@@ -163,7 +211,10 @@ def test_an_interrupt_leaves_no_half_of_an_object(
     with pytest.raises(KeyboardInterrupt):
         path.write_bytes(b"the new content")
     monkeypatch.undo()
-    assert path.read_bytes() == b"the new content"
+    deadline = time.monotonic() + 5
+    while (content := path.read_bytes()) == b"old":
+        assert time.monotonic() < deadline
+    assert content == b"the new content"
 
 
 def test_a_folder_is_tried_out_and_left_as_it_was(place: StoragePath) -> None:

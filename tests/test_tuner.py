@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 import yaml
-from small_study import Command, Recorder, assert_whole, small_space, space_mapping
 
 from csg_ray.config.errors import UserError
 from csg_ray.results.progress import TrialUpdate
@@ -27,6 +26,7 @@ from csg_ray.results.study import load_study
 from csg_ray.scale.lock import StudyLock
 from csg_ray.scale.tuner import restore_study, run_study
 from csg_ray.storage.paths import StoragePath
+from small_study import Command, Recorder, assert_whole, small_space, space_mapping
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

@@ -29,10 +29,9 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class _Claim:
-    """What another process wrote; `modified` is the store's own time."""
+    """What another process wrote."""
 
     path: RemotePath
-    modified: int | None
     record: dict[str, Any]
 
     @property
@@ -43,9 +42,9 @@ class _Claim:
 class ClaimLock:
     """Context manager that owns a study or a run on a URI.
 
-    A claim is alive while the store's time of it moves: its process writes it anew every
-    `HEARTBEAT_SECONDS`. One that stays the same for `STALE_SECONDS` under our eyes is dead, and one
-    whose process is known to have ended on this machine is so at once. No clocks are compared.
+    A claim is alive while it changes: its process counts it up every `HEARTBEAT_SECONDS`. One that
+    stays the same for `STALE_SECONDS` under our eyes is dead, and one whose process is known to
+    have ended on this machine is so at once. No clock is compared with another.
 
     Args:
         directory: the study or the run.
@@ -65,7 +64,7 @@ class ClaimLock:
         self._say = say
         self._folder = directory / CLAIM_FOLDER
         self._path = self._folder / f"{secrets.token_hex(8)}.json"
-        self._record = {"owns": False, "took": [], **this_process()}
+        self._record = {"beats": 0, "owns": False, "took": [], **this_process()}
         self._writing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -103,17 +102,17 @@ class ClaimLock:
 
         Of several that wait, the one with the smallest name stays.
         """
-        watched: dict[str, tuple[int | None, float]] = {}
+        watched: dict[str, tuple[dict[str, Any], float]] = {}
         told = False
         while True:
             if self.lost is not None:
                 raise self.lost
             dead, alive = [], []
             for claim in self._others():
-                modified, since = watched.setdefault(claim.name, (claim.modified, time.monotonic()))
-                if claim.modified != modified:
+                record, since = watched.setdefault(claim.name, (claim.record, time.monotonic()))
+                if claim.record != record:
                     self._give_way(claim)
-                    watched[claim.name] = (claim.modified, time.monotonic())
+                    watched[claim.name] = (claim.record, time.monotonic())
                 elif has_ended(claim.record) or time.monotonic() - since >= STALE_SECONDS:
                     dead.append(claim.path)
                     continue
@@ -138,12 +137,11 @@ class ClaimLock:
 
     def _others(self) -> list[_Claim]:
         found = []
-        for entry in self._folder.scan():
-            if entry.path != self._path:
+        for path in self._folder.iterdir():
+            if path != self._path:
                 # A claim that has been withdrawn since it was listed is no claim.
                 with contextlib.suppress(FileNotFoundError):
-                    record = json.loads(entry.path.read_bytes())
-                    found.append(_Claim(entry.path, entry.modified, record))
+                    found.append(_Claim(path, path.read_json()))
         return found
 
     def _write(self, **changes: Any) -> None:
@@ -165,7 +163,7 @@ class ClaimLock:
                     )
                     self._tell(self.lost)
                     return
-                self._write()
+                self._write(beats=self._record["beats"] + 1)
 
     def _successor(self) -> str | None:
         """Who took this claim for dead; None while nobody did."""

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 def subfolders(folder: StoragePath) -> list[StoragePath]:
     """The folders directly below, by name; none when `folder` does not exist."""
     if isinstance(folder, RemotePath):
-        return [entry.path for entry in folder.scan() if entry.is_folder]
+        return [*folder.subfolders()]
     if not folder.exists():
         return []
     return [path for path in sorted(folder.iterdir()) if path.is_dir()]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
 
 from csg_ray.config.errors import UserError, nearest
+from csg_ray.storage.objects import read_object, read_object_once, write_object
 from csg_ray.storage.stores import SCHEMES, connect
 
 if TYPE_CHECKING:
@@ -20,15 +23,6 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)/?([^?]*)\??(.*)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What a listing says of one child; `modified` is the store's time in ns, None of a folder."""
-
-    path: RemotePath
-    is_folder: bool
-    modified: int | None
 
 
 @dataclass(frozen=True)
@@ -93,22 +87,17 @@ class RemotePath:
 
         return bool(self._info().type == FileType.Directory)
 
-    def scan(self) -> list[Entry]:
-        """What is directly below, by name; empty when nothing is."""
-        from pyarrow.fs import FileSelector, FileType
-
-        found: list[FileInfo] = self._run(
-            lambda system, place: system.get_file_info(FileSelector(place, allow_not_found=True))
-        )
-        entries = [
-            Entry(self / info.base_name, info.type == FileType.Directory, info.mtime_ns)
-            for info in found
-        ]
-        return sorted(entries, key=lambda entry: entry.path.key)
-
     def iterdir(self) -> Iterator[RemotePath]:
-        """The paths directly below."""
-        return (entry.path for entry in self.scan())
+        """The paths directly below, by name; none when nothing is there."""
+        return (self / info.base_name for info in self._listing())
+
+    def subfolders(self) -> list[RemotePath]:
+        """The paths directly below that have objects below them, by name."""
+        from pyarrow.fs import FileType
+
+        return [
+            self / info.base_name for info in self._listing() if info.type == FileType.Directory
+        ]
 
     def read_bytes(self) -> bytes:
         """The object's content.
@@ -116,31 +105,29 @@ class RemotePath:
         Raises:
             FileNotFoundError: there is no such object.
         """
+        return self._run(read_object)
 
-        def read(system: FileSystem, place: str) -> bytes:
-            # Not as a stream, which asks for every quarter of a megabyte by itself.
-            with system.open_input_file(place) as file:
-                return bytes(file.read())
+    def read_json(self) -> Any:
+        """The object's content as JSON; with a request less, since what is torn is not JSON.
 
-        return self._run(read)
+        Raises:
+            FileNotFoundError: there is no such object.
+            ValueError: it is not JSON.
+        """
+        try:
+            return json.loads(self._run(read_object_once))
+        except ValueError:
+            return json.loads(self.read_bytes())
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """The object's content as text."""
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, content: bytes | memoryview) -> None:
-        """Make the object appear whole, or not at all; an older one stays until then.
-
-        A stream of pyarrow publishes what was written so far when it is closed, by an exception or
-        by being forgotten too. So all is written at once, and in a thread: there no signal can
-        come between opening, writing and closing.
-        """
-
-        def write(system: FileSystem, place: str) -> None:
-            with system.open_output_stream(place) as stream:
-                stream.write(content)
-
+        """Make the object appear whole, or not at all; an older one stays until then."""
+        # In a thread, where no signal can break in and publish a half of it.
         with ThreadPoolExecutor(1) as thread:
+            write = partial(write_object, content=content)
             thread.submit(self._run, write).result()
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -161,6 +148,14 @@ class RemotePath:
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: a folder is there as soon as an object is in it."""
+
+    def _listing(self) -> list[FileInfo]:
+        from pyarrow.fs import FileSelector
+
+        found: list[FileInfo] = self._run(
+            lambda system, place: system.get_file_info(FileSelector(place, allow_not_found=True))
+        )
+        return sorted(found, key=lambda info: str(info.base_name))
 
     def _info(self) -> FileInfo:
         return self._run(lambda system, place: system.get_file_info(place))

@@ -106,10 +106,7 @@ def read_results(directory: StoragePath) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     *lines, _torn = path.read_bytes().split(b"\n")
-    return [
-        _parse(line, f"{path}, line {number} is not JSON; remove that line")
-        for number, line in enumerate(lines, start=1)
-    ]
+    return [_parse_line(line, path, number) for number, line in enumerate(lines, start=1)]
 
 
 def forget_results(directory: StoragePath, epoch: int) -> None:
@@ -149,15 +146,21 @@ def _epoch_of(path: RemotePath) -> int:
 
 def _read_object(path: RemotePath) -> dict[str, Any] | None:
     try:
-        content = path.read_bytes()
+        record: dict[str, Any] = path.read_json()
     except FileNotFoundError:  # forgotten since it was listed: that epoch is being trained again
         return None
-    return _parse(content, f"{path} is not JSON; remove that object")
-
-
-def _parse(content: bytes, complaint: str) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(content)
     except ValueError as error:
-        raise UserError(f"{complaint}, or restore it from a copy") from error
+        raise UserError(
+            f"{path} is not JSON; remove that object, or restore it from a copy"
+        ) from error
+    return record
+
+
+def _parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise UserError(
+            f"{path}, line {number} is not JSON; remove that line, or restore the file from a copy"
+        ) from error
     return record

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
 from csg_ray.storage.paths import RemotePath, StoragePath
 from csg_ray.storage.records import (
@@ -74,11 +76,15 @@ class _Scalars:
 
     def write(self, metrics: dict[str, float]) -> None:
         """Add the metrics of one epoch."""
+        # Not a SummaryWriter: that one writes when it likes, and an upload would miss the rest.
         if self._writer is None:
-            self._writer = SummaryWriter(self._local_folder())
+            self._writer = EventsWriter(f"{self._local_folder()}/events")
+        step = int(metrics["epoch"])
         for name, value in metrics.items():
             if name != "epoch":
-                self._writer.add_scalar(name, value, int(metrics["epoch"]))
+                summary = scalar(name, value)
+                event = Event(wall_time=time.time(), step=step, summary=summary)
+                self._writer.write_event(event)
         self._writer.flush()
         if isinstance(self._directory, RemotePath):
             for file in Path(self._local_folder()).iterdir():
