@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ranks
 import torch
 
+import ranks
 from csg_ray.distributed import gather_features, gather_rows, on_rank_zero, shares, sum_over_ranks
 
 SCRIPT = Path(ranks.__file__)

@@ -12,7 +12,6 @@ import ray
 import yaml
 from ray._private.state import actors
 from ray.util.placement_group import placement_group, remove_placement_group
-from small_study import Command, Recorder, assert_whole, space_mapping
 
 from csg_ray.results.study import load_study
 from csg_ray.scale.driver import StudyDriver
@@ -20,6 +19,7 @@ from csg_ray.scale.reclaim import _groups_of_this_job, remove_orphans
 from csg_ray.scale.tuner import restore_study, run_study
 from csg_ray.search_space import SearchSpace, parse_search_space
 from csg_ray.training.loop import fit
+from small_study import Command, Recorder, assert_whole, space_mapping
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
