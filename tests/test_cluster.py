@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,8 +15,6 @@ from typing import Any
 
 import pytest
 import ray
-from ray._private.state import state
-from ray.core.generated import autoscaler_pb2
 
 from csg_ray.config.errors import UserError
 from csg_ray.scale import cluster as room
@@ -47,19 +46,34 @@ def test_an_address_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
-def test_machines_that_can_be_started_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an autoscaler the planner sees the largest cluster that there can be, node by node."""
-    config = autoscaler_pb2.ClusterConfig()  # type: ignore[attr-defined]
-    for cpus, gpus, count in ((0, 0, 1), (8, 1, 3)):
-        group = config.node_group_configs.add()
-        group.max_count = count
-        group.resources["CPU"], group.resources["GPU"] = cpus, gpus
-    monkeypatch.setattr(state, "get_cluster_config", lambda: config)
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A Ray whose head alone is up, without CPUs; where `ray up` would leave its file."""
+    head = {"Alive": True, "Resources": {"memory": 1e10}}
     context = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    monkeypatch.setattr(ray, "nodes", lambda: [head])
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    found = room._joined()
-    assert found.joined
-    assert [(node.cpus, node.gpus) for node in found.nodes] == [(0, 0), *[(8, 1)] * 3]
+    monkeypatch.setattr(room, "BOOTSTRAP_FILE", tmp_path / "ray_bootstrap_config.yaml")
+    return tmp_path / "ray_bootstrap_config.yaml"
+
+
+def test_without_an_autoscaler_what_is_up_counts(joined: Path) -> None:
+    assert room._joined() == Cluster((Node(0, 0, 1e10),), "the cluster at 10.0.0.1:6379", True)
+
+
+def test_machines_that_ray_up_may_start_count(joined: Path) -> None:
+    """GPU nodes come from zero: none is up when a study is planned."""
+    shutil.copy(Path(__file__).parents[1] / "cluster.yaml", joined)
+    nodes = room._joined().nodes
+    assert [(node.cpus, node.gpus) for node in nodes] == [(0, 0), *[(8, 1)] * 8]
+
+
+def test_machines_of_kubernetes_are_told(joined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSG_RAY_GROWS_TO", "3 nodes of 8 CPU and 1 GPU")
+    assert room._joined().nodes == (Node(8, 1),) * 3
+    monkeypatch.setenv("CSG_RAY_GROWS_TO", "3 GPUs")
+    with pytest.raises(UserError, match="is '3 GPUs', but must be like '8 nodes of 8 CPU and 1 GP"):
+        room._joined()
 
 
 def test_a_disk_that_another_machine_does_not_see(
