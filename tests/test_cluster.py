@@ -18,7 +18,7 @@ import ray
 
 from csg_ray.config.errors import UserError
 from csg_ray.scale import cluster as room
-from csg_ray.scale.cluster import Cluster, Node, check_shared, find_cluster, local_node
+from csg_ray.scale.cluster import Cluster, Node, check_shared, find_cluster, local_node, running
 from csg_ray.storage.paths import open_path
 
 JOINED = Cluster((Node(1, 0),), "the cluster at 10.0.0.1:6379", joined=True)
@@ -30,6 +30,17 @@ def test_without_an_address_it_is_this_machine(monkeypatch: pytest.MonkeyPatch) 
     assert found == Cluster((local_node(),), "this machine", joined=False)
     assert found.nodes[0].cpus == len(os.sched_getaffinity(0))
     assert 0 < found.nodes[0].memory < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_ray_of_its_own_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without "local", Ray joins what `ray start` has left on the machine, and refuses num_cpus."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with running(Cluster((Node(3, 2),)), verbose=False):
+        assert asked["address"] == "local"
+        assert (asked["num_cpus"], asked["num_gpus"]) == (3, 2)
 
 
 def test_an_address_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:

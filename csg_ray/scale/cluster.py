@@ -81,8 +81,13 @@ def running(cluster: Cluster, verbose: bool) -> Iterator[None]:
         return
     (node,) = cluster.nodes
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Nothing here asks the dashboard; starting it costs seconds and a gigabyte.
-    _init(verbose, num_cpus=int(node.cpus), num_gpus=int(node.gpus), include_dashboard=False)
+    _init(
+        verbose,
+        address="local",  # else Ray joins whatever `ray start` has left on this machine
+        num_cpus=int(node.cpus),
+        num_gpus=int(node.gpus),
+        include_dashboard=False,  # nothing here asks it; it costs seconds and a gigabyte
+    )
     try:
         yield
     finally:
