@@ -38,5 +38,6 @@ hide /tmp --bind "$folder/tmp"
 hide /dev/shm -t tmpfs tmpfs
 hide /run -t tmpfs tmpfs
 mkdir /run/sshd
+: > /run/utmp
 
 exec "$@"

@@ -21,6 +21,19 @@ print("nodes:", *sorted(addresses))
 """
 
 
+def marked_values(folder: Path, addresses: Sequence[str]) -> dict[str, str]:
+    """What the lab's machines need in the place of the values that launch/on_premise.yaml marks."""
+    head, *workers = addresses
+    return {
+        "/mnt/csg_ray": str(folder / "storage"),
+        "192.0.2.10": head,
+        "[192.0.2.11, 192.0.2.12]": f"[{', '.join(workers)}]",
+        "ubuntu": "root",
+        "~/.ssh/id_ed25519": str(folder / "ssh_key"),
+        "python3.11": sys.executable,
+    }
+
+
 class RayCluster:
     """Runs the client's commands; what each prints goes to a file of its own in `logs`.
 
@@ -40,16 +53,8 @@ class RayCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "TERM": "dumb",  # `ray exec` asks for a terminal; no live tables in the logs
         }
-        head, *workers = (host.address for host in hosts)
         text = (ROOT / "launch" / "on_premise.yaml").read_text()
-        values = {
-            "/mnt/csg_ray": str(self.storage),
-            "192.0.2.10": head,
-            "[192.0.2.11, 192.0.2.12]": f"[{', '.join(workers)}]",
-            "ubuntu": "root",
-            "~/.ssh/id_ed25519": str(folder / "ssh_key"),
-            "python3.11": sys.executable,
-        }
+        values = marked_values(folder, [host.address for host in hosts])
         self._file.write_text(change_marked(text, values))
 
     def up(self, seconds: float) -> None:
