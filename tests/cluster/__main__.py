@@ -8,6 +8,7 @@ runs on two hosts, a study loses one of its hosts, another is refused, `ray down
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -25,10 +26,15 @@ from ray_cluster import RayCluster, finish
 from csg_ray.results.study import load_study
 
 HOSTS = ("head", "worker-1", "worker-2")
-SPACE = "~/csg_ray/search_spaces/digits.yaml"
-TRIALS, EPOCHS = 5, 3
-SMALL = {"data.num_train": 64, "data.num_val": 20, "train.epochs": EPOCHS}
-LOG_LINES = 30
+SPACE = "search_spaces/digits.yaml"
+TRIALS, EPOCHS = 5, 5
+SETTINGS = (
+    f"train.epochs={EPOCHS}",
+    "data.num_train=128",
+    "data.num_val=20",
+    "search.scheduler=none",
+)
+LOG_LINES = 25
 
 
 def bring_up(cluster: RayCluster, hosts: list[Host]) -> None:
@@ -61,32 +67,29 @@ def train_on_two_hosts(cluster: RayCluster, hosts: list[Host]) -> None:
 
 def lose_a_host(cluster: RayCluster, hosts: list[Host]) -> None:
     """A study over all hosts, one of which dies under a trial: the study finishes, whole."""
-    settings = " ".join(f"--set {path}={value}" for path, value in SMALL.items())
-    command = (
-        f"cd {cluster.storage} && csg-ray search {SPACE} --trials {TRIALS} {settings} "
-        "--set search.scheduler=none --study study"
-    )
-    search = cluster.start_on_head("search", command)
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    options = ["--trials", str(TRIALS), *settings]
+    search = cluster.submit("search", SPACE, cluster.storage / "study", *options)
     trials = cluster.storage / "study" / "trials"
 
-    def halfway() -> list[tuple[Host, Path]]:
-        """Trials at work on a worker host, once trials of two hosts have finished an epoch."""
+    def at_work() -> list[tuple[Host, Path, int]]:
+        """Trials early on worker hosts, once two hosts have finished an epoch of theirs."""
         if search.poll() is not None:
             raise RuntimeError("the search ended before a host was lost")
-        if len({name for folder in trials.glob("*") for name in _writers(folder)}) < 2:
+        written = {folder: _writers(folder) for folder in trials.glob("*")}
+        if len({name for names in written.values() for name in names}) < 2:
             return []
         return [
-            (host, folder)
+            (host, folder, epoch)
+            for folder, names in written.items()
             for host in hosts[1:]
-            for folder in trials.glob("*")
-            if _writers(folder)[-1:] == [host.name] and _epochs(folder) < EPOCHS - 1
+            if names[-1:] == [host.name] and (epoch := _epochs(folder)) in (1, 2)
         ]
 
-    wait_until("a trial at work on a worker", halfway, seconds=300)
-    host, trial = halfway()[0]
-    print(f"  {host.name} dies under trial {trial.name} after epoch {_epochs(trial)}", flush=True)
+    host, trial, epoch = wait_until("a trial at work on a worker", at_work, seconds=300)[0]
     host.power_off()
     died = time.time()
+    print(f"  {host.name} died under trial {trial.name}, after epoch {epoch}", flush=True)
     hosts.remove(host)
     assert finish(search, "search", seconds=300) == 0
     study = load_study(cluster.storage / "study")
@@ -101,7 +104,7 @@ def lose_a_host(cluster: RayCluster, hosts: list[Host]) -> None:
 
 def refuse_a_local_study(cluster: RayCluster, hosts: list[Host]) -> None:
     """A study on the head's own disk: one sentence, and nothing begun."""
-    command = f"csg-ray search {SPACE} --study /tmp/mine/study"
+    command = f"csg-ray search ~/csg_ray/{SPACE} --study /tmp/mine/study"
     printed = cluster.on_head("refused", command, seconds=300, fails=True)
     (sentence,) = re.findall(r"^csg-ray: (.*?)\r?$", printed, flags=re.MULTILINE)
     assert "/tmp/mine/study" in sentence, sentence
@@ -169,9 +172,8 @@ def _timed(what: str) -> Iterator[None]:
 
 
 def _show_logs(folder: Path) -> None:
-    logs = sorted((folder / "logs").glob("*.log"), key=lambda log: log.stat().st_mtime)
-    logs += folder.glob("*/tmp/ray/session_2*/logs/monitor.*")
-    logs += folder.glob("*/sshd.log")
+    logs = [*folder.glob("*/sshd.log"), *folder.glob("*/tmp/ray/session_2*/logs/monitor.*")]
+    logs += sorted((folder / "logs").glob("*.log"), key=lambda log: log.stat().st_mtime)
     for log in logs:
         lines = log.read_text(errors="replace").splitlines()
         print(f"--- {log.relative_to(folder)}", *lines[-LOG_LINES:], sep="\n", flush=True)
@@ -189,6 +191,7 @@ def main() -> int:
         return 2
     # An exception unwinds, the default would not.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
     if len(sys.argv) > 1:
         return run_lab(Path(sys.argv[1]))
     # Not under /tmp, which every machine has for itself.

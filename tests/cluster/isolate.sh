@@ -31,7 +31,9 @@ hide() {
 
 echo "$name" > /proc/sys/kernel/hostname
 for file in "${folder%/*}"/etc/*; do
-    mount --bind "$file" "/etc/${file##*/}"
+    if [ -e "/etc/${file##*/}" ]; then  # resolv.conf may be a link into what is hidden
+        mount --bind "$file" "/etc/${file##*/}"
+    fi
 done
 mount --bind "$folder/home" "${folder%/*}/home"
 hide /tmp --bind "$folder/tmp"

@@ -20,6 +20,9 @@ import venv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 ROOT = Path(__file__).parents[2]
 ISOLATE = Path(__file__).with_name("isolate.sh")
@@ -155,7 +158,7 @@ def _start(name: str, address: str, folder: Path) -> Host:
     _output(*inside, "route", "add", "default", "via", f"{NETWORK}.1")
     isolate = _isolate(folder)
     _furnish(folder / "home", folder.parent / "venv")
-    sshd = [str(shutil.which("sshd", path="/usr/sbin:/sbin")), "-D", "-e"]
+    sshd = [str(shutil.which("sshd")), "-D", "-e"]  # it wants to be called by its whole path
     config = ["-f", str(folder.parent / "sshd_config")]
     with (folder / "sshd.log").open("wb") as log:
         init = subprocess.Popen(
@@ -174,17 +177,18 @@ def _furnish(home: Path, environment: Path) -> None:
     (home / ".bashrc").write_text(f"export RAY_OVERRIDE_RESOURCES='{json.dumps(RESOURCES)}'\n")
 
 
-def wait_until(what: str, condition: Callable[[], object], seconds: float) -> None:
-    """Return once `condition` holds.
+def wait_until(what: str, condition: Callable[[], Result], seconds: float) -> Result:
+    """What `condition` returns, once that is true.
 
     Raises:
-        TimeoutError: it does not within `seconds`.
+        TimeoutError: it is not within `seconds`.
     """
     end = time.monotonic() + seconds
-    while not condition():
+    while not (result := condition()):
         if time.monotonic() > end:
             raise TimeoutError(f"not within {seconds:g} s: {what}")
         time.sleep(0.2)
+    return result
 
 
 def users_of(folder: Path) -> list[str]:

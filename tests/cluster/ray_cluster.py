@@ -11,7 +11,8 @@ from pathlib import Path
 from cluster_file import change_marked
 from lab import ROOT, Host
 
-RAY = str(Path(sys.executable).with_name("ray"))
+SCRIPTS = Path(sys.executable).parent
+RAY = str(SCRIPTS / "ray")
 LIST_NODES = """
 import ray, time
 ray.init(log_to_driver=False, logging_level="ERROR")
@@ -48,7 +49,7 @@ class RayCluster:
         self.logs.mkdir()
         self._file = folder / "on_premise.yaml"
         self._environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHONPATH"))},
+            "PATH": f"{SCRIPTS}:{os.environ['PATH']}",
             "HOME": str(folder / "home"),
             "RAY_USAGE_STATS_ENABLED": "0",
             "TERM": "dumb",  # `ray exec` asks for a terminal; no live tables in the logs
@@ -84,6 +85,11 @@ class RayCluster:
     def start_on_head(self, name: str, command: str) -> subprocess.Popen[bytes]:
         """Start a command on the head."""
         return self._start(name, self._exec(command))
+
+    def submit(self, name: str, space: str, study: Path, *options: str) -> subprocess.Popen[bytes]:
+        """Start a search as a job on the head; the process follows it to its end."""
+        command = ["launch/submit.sh", str(self._file), space, str(study), *options]
+        return self._start(name, command)
 
     def stranger(self, address: str, seconds: float) -> str:
         """What Ray tells a client that has no token."""
