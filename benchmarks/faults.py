@@ -80,8 +80,8 @@ def actors_named(name: str) -> list[dict[str, Any]]:
     return [a for a in actors().values() if a["State"] == "ALIVE" and name in a["ActorClassName"]]
 
 
-def train_through(fault: Callable[[], None], minimum: int = 2) -> Outcome:
-    """A run of two workers; `fault` strikes in the middle of the third epoch."""
+def train_through(faults: dict[int, Callable[[], None]], minimum: int = 2) -> Outcome:
+    """A run of two workers; each fault strikes while the epoch after its own is trained."""
     from csg_ray.config.load import override_config
     from csg_ray.config.run import RunConfig
     from csg_ray.scale.resources import Workers
@@ -91,8 +91,7 @@ def train_through(fault: Callable[[], None], minimum: int = 2) -> Outcome:
 
     def on_epoch(line: dict[str, Any]) -> None:
         seen.append(line)
-        if len(seen) == 2:
-            fault()
+        faults.get(line["epoch"], lambda: None)()
 
     with tempfile.TemporaryDirectory() as folder:
         config = override_config(RunConfig(), BASE)
@@ -112,7 +111,7 @@ def local_ray() -> None:
     import ray
 
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 def two_nodes() -> tuple[Any, Any]:
@@ -133,13 +132,13 @@ def two_nodes() -> tuple[Any, Any]:
 def worker_killed() -> Outcome:
     """The process of rank 1 is killed in mid-epoch."""
     local_ray()
-    return train_through(lambda: os.kill(actors_named("RayTrainWorker")[-1]["Pid"], 9))
+    return train_through({2: lambda: os.kill(actors_named("RayTrainWorker")[-1]["Pid"], 9)})
 
 
 def first_worker_killed() -> Outcome:
     """The process of rank 0, which writes the files, is killed in mid-epoch."""
     local_ray()
-    return train_through(lambda: os.kill(actors_named("RayTrainWorker")[0]["Pid"], 9))
+    return train_through({2: lambda: os.kill(actors_named("RayTrainWorker")[0]["Pid"], 9)})
 
 
 def node_lost_and_found() -> Outcome:
@@ -149,13 +148,15 @@ def node_lost_and_found() -> Outcome:
     trainer.RESIZE_SECONDS = 5.0
     cluster, node = two_nodes()
 
-    def strike() -> None:
-        cluster.remove_node(node, allow_graceful=False)
-        threading.Timer(40, lambda: cluster.add_node(num_cpus=1)).start()
-
     global EPOCHS
-    EPOCHS, BASE["train.epochs"] = 30, 30
-    return train_through(strike, minimum=1)
+    EPOCHS, BASE["train.epochs"] = 60, 60
+    return train_through(
+        {
+            2: lambda: cluster.remove_node(node, allow_graceful=False),
+            5: lambda: cluster.add_node(num_cpus=1),
+        },
+        minimum=1,
+    )
 
 
 def search_through(directory: Any, fault: Callable[[], None], workers: int = 1) -> Outcome:

@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     trials = parser.parse_args().trials
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     flat, nested = seconds_per_trial(1, 5)[1:], seconds_per_trial(2, 5)[1:]
     print(f"a flat trial of {EPOCHS} epochs     {describe(flat)}")
     print(f"a nested one, two workers  {describe(nested)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,12 +15,10 @@ from typing import Any
 
 import pytest
 import ray
-from ray._private.state import state
-from ray.core.generated import autoscaler_pb2
 
 from csg_ray.config.errors import UserError
 from csg_ray.scale import cluster as room
-from csg_ray.scale.cluster import Cluster, Node, check_shared, find_cluster, local_node
+from csg_ray.scale.cluster import Cluster, Node, check_shared, find_cluster, local_node, running
 from csg_ray.storage.paths import open_path
 
 JOINED = Cluster((Node(1, 0),), "the cluster at 10.0.0.1:6379", joined=True)
@@ -31,6 +30,17 @@ def test_without_an_address_it_is_this_machine(monkeypatch: pytest.MonkeyPatch) 
     assert found == Cluster((local_node(),), "this machine", joined=False)
     assert found.nodes[0].cpus == len(os.sched_getaffinity(0))
     assert 0 < found.nodes[0].memory < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_ray_of_its_own_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without "local", Ray joins what `ray start` has left on the machine, and refuses num_cpus."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with running(Cluster((Node(3, 2),)), verbose=False):
+        assert asked["address"] == "local"
+        assert (asked["num_cpus"], asked["num_gpus"]) == (3, 2)
 
 
 def test_an_address_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,19 +57,34 @@ def test_an_address_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
-def test_machines_that_can_be_started_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an autoscaler the planner sees the largest cluster that there can be, node by node."""
-    config = autoscaler_pb2.ClusterConfig()  # type: ignore[attr-defined]
-    for cpus, gpus, count in ((0, 0, 1), (8, 1, 3)):
-        group = config.node_group_configs.add()
-        group.max_count = count
-        group.resources["CPU"], group.resources["GPU"] = cpus, gpus
-    monkeypatch.setattr(state, "get_cluster_config", lambda: config)
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A Ray whose head alone is up, without CPUs; where `ray up` would leave its file."""
+    head = {"Alive": True, "Resources": {"memory": 1e10}}
     context = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    monkeypatch.setattr(ray, "nodes", lambda: [head])
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    found = room._joined()
-    assert found.joined
-    assert [(node.cpus, node.gpus) for node in found.nodes] == [(0, 0), *[(8, 1)] * 3]
+    monkeypatch.setattr(room, "BOOTSTRAP_FILE", tmp_path / "ray_bootstrap_config.yaml")
+    return tmp_path / "ray_bootstrap_config.yaml"
+
+
+def test_without_an_autoscaler_what_is_up_counts(joined: Path) -> None:
+    assert room._joined() == Cluster((Node(0, 0, 1e10),), "the cluster at 10.0.0.1:6379", True)
+
+
+def test_machines_that_ray_up_may_start_count(joined: Path) -> None:
+    """GPU nodes come from zero: none is up when a study is planned."""
+    shutil.copy(Path(__file__).parents[1] / "cluster.yaml", joined)
+    nodes = room._joined().nodes
+    assert [(node.cpus, node.gpus) for node in nodes] == [(0, 0), *[(8, 1)] * 8]
+
+
+def test_machines_of_kubernetes_are_told(joined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSG_RAY_GROWS_TO", "3 nodes of 8 CPU and 1 GPU")
+    assert room._joined().nodes == (Node(8, 1),) * 3
+    monkeypatch.setenv("CSG_RAY_GROWS_TO", "3 GPUs")
+    with pytest.raises(UserError, match="is '3 GPUs', but must be like '8 nodes of 8 CPU and 1 GP"):
+        room._joined()
 
 
 def test_a_disk_that_another_machine_does_not_see(

@@ -16,10 +16,11 @@ import yaml
 
 from csg_ray.cli import main
 from csg_ray.config.errors import UserError
+from csg_ray.scale.cluster import Cluster
 from csg_ray.scale.cluster_checks import check_cluster_file
 from csg_ray.scale.cluster_file import ClusterFile, load_cluster_file
 from csg_ray.scale.resources import plan
-from csg_ray.search_space import ResourcesConfig, parse_search_space
+from csg_ray.search_space import parse_search_space
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = [
@@ -480,15 +481,15 @@ def cluster(write: Write, **types: tuple[int, dict[str, int]]) -> ClusterFile:
 
 
 def trials_at_a_time(file: ClusterFile, resources: dict[str, Any]) -> int:
-    grown = file.grown(ResourcesConfig(**resources))
-    assert grown is not None
+    nodes = file.grown()
+    assert nodes is not None
     mapping = {
         "study": "s",
         "space": {"method.temperature": {"loguniform": [0.02, 0.5]}},
         "search": {"metric": "target_val/hse", "mode": "min", "num_trials": 999},
         "resources": resources,
     }
-    return plan(parse_search_space(mapping), grown).concurrent
+    return plan(parse_search_space(mapping), Cluster(nodes, "the cluster of c.yaml")).concurrent
 
 
 @pytest.mark.parametrize(
@@ -524,7 +525,7 @@ def test_what_never_fits_is_refused_with_the_numbers(write: Write) -> None:
 def test_nodes_of_unknown_size_tell_nothing(write: Callable[..., Path], kind: str) -> None:
     path = write({"available_node_types/gpu/resources": None}) if kind == "cloud" else None
     file = load_cluster_file(path or write({}, LOCAL))
-    assert file.grown(ResourcesConfig()) is None
+    assert file.grown() is None
 
 
 def test_a_space_is_planned_on_the_cluster(

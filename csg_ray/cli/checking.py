@@ -31,13 +31,15 @@ def check_files(
 
 def _check_space(cluster: ClusterFile, space: SearchSpace, space_file: Path) -> list[str]:
     """Show the plan on the fully grown cluster; what cannot be told offline is returned."""
-    grown = cluster.grown(space.resources)
-    if grown is None:
+    from csg_ray.scale.cluster import Cluster
+
+    nodes = cluster.grown()
+    if nodes is None:
         return [
             f"{cluster.path} does not say what its nodes hold: whether a trial of {space_file} "
             "fits shows when they are up"
         ]
-    show_plan(space, space_file, grown)
+    show_plan(space, space_file, Cluster(nodes, f"the cluster of {cluster.path}"))
     return []
 
 

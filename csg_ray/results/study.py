@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from csg_ray.results.selection import (
 from csg_ray.search_space import SearchSpace, parse_search_space
 from csg_ray.storage.folders import in_parallel, subfolders
 from csg_ray.storage.paths import RemotePath, StoragePath, open_path
-from csg_ray.storage.records import CHECKPOINT_FILE, read_results
+from csg_ray.storage.records import CHECKPOINT_FILE, read_json, read_results
 
 STUDY_FORMAT = 1
 FINAL_STATES = ("completed", "stopped", "diverged", "failed")
@@ -240,7 +239,7 @@ def _known_state(state: str, folder: StoragePath) -> str:
 def _read_json(path: StoragePath) -> dict[str, Any] | None:
     """The object in a file; None when it is missing or torn."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (FileNotFoundError, ValueError):
         return None
     except OSError as error:

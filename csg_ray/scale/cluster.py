@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -20,6 +21,8 @@ from csg_ray.storage.paths import RemotePath, StoragePath
 
 # What is left for tasks and actors beside Ray's object store, as Ray itself counts.
 MEMORY_SHARE = 0.6
+BOOTSTRAP_FILE = Path.home() / "ray_bootstrap_config.yaml"
+_GROWS_TO = re.compile(r"(\d+) nodes of (\d+) CPU and (\d+) GPU")
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,13 @@ def running(cluster: Cluster, verbose: bool) -> Iterator[None]:
         return
     (node,) = cluster.nodes
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Nothing here asks the dashboard; starting it costs seconds and a gigabyte.
-    _init(verbose, num_cpus=int(node.cpus), num_gpus=int(node.gpus), include_dashboard=False)
+    _init(
+        verbose,
+        address="local",  # else Ray joins whatever `ray start` has left on this machine
+        num_cpus=int(node.cpus),
+        num_gpus=int(node.gpus),
+        include_dashboard=False,  # nothing here asks it; it costs seconds and a gigabyte
+    )
     try:
         yield
     finally:
@@ -175,7 +183,7 @@ def _joined() -> Cluster:
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    nodes = tuple(_nodes_on_demand()) or nodes_up()
+    nodes = _nodes_on_demand() or nodes_up()
     return Cluster(nodes, f"the cluster at {address}", joined=True)
 
 
@@ -184,18 +192,29 @@ def _node(resources: dict[str, float]) -> Node:
     return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0), memory)
 
 
-def _nodes_on_demand() -> list[Node]:
-    """Every machine that the autoscaler may have up at a time; empty without an autoscaler."""
-    from ray._private.state import state
+def _nodes_on_demand() -> tuple[Node, ...]:
+    """Every machine that an autoscaler may have up at a time, as far as it can be known.
 
-    config = state.get_cluster_config()
-    if config is None:
-        return []
-    return [
-        _node(dict(group.resources))
-        for group in config.node_group_configs
-        for _ in range(min(group.max_count, 10_000))
-    ]
+    Ray itself tells nobody. `ray up` leaves the cluster's file on the head; where there is no such
+    file (KubeRay), the environment says it: CSG_RAY_GROWS_TO="8 nodes of 8 CPU and 1 GPU".
+
+    Raises:
+        UserError: CSG_RAY_GROWS_TO is not of that form.
+    """
+    if BOOTSTRAP_FILE.is_file():
+        from csg_ray.scale.cluster_file import load_cluster_file
+
+        return load_cluster_file(BOOTSTRAP_FILE).grown() or ()
+    wanted = os.environ.get("CSG_RAY_GROWS_TO")
+    if wanted is None:
+        return ()
+    found = _GROWS_TO.fullmatch(wanted)
+    if found is None:
+        raise UserError(
+            f"CSG_RAY_GROWS_TO is '{wanted}', but must be like '8 nodes of 8 CPU and 1 GPU'"
+        )
+    count, cpus, gpus = map(int, found.groups())
+    return (Node(cpus, gpus),) * count
 
 
 def _first_line(error: Exception) -> str:

@@ -12,10 +12,9 @@ import yaml
 from csg_ray.config.errors import UserError
 from csg_ray.config.reader import read_yaml
 from csg_ray.scale.cluster_schema import complete
-from csg_ray.search_space import ResourcesConfig
 
 if TYPE_CHECKING:
-    from csg_ray.scale.cluster import Cluster
+    from csg_ray.scale.cluster import Node
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,12 @@ class ClusterFile:
     workers: tuple[NodeType, ...]
     max_workers: int
 
-    def grown(self, resources: ResourcesConfig) -> Cluster | None:
-        """The cluster at its maximum; None when the file does not say what its nodes hold.
+    def grown(self) -> tuple[Node, ...] | None:
+        """The machines at the maximum; None when the file does not say what they hold.
 
-        Where types compete for the last nodes, those that hold more workers of `resources` win.
+        Where types compete for the last places, those with more GPUs, then CPUs, win.
         """
-        from csg_ray.scale.cluster import Cluster, Node  # loads torch, as does the next
-        from csg_ray.scale.resources import workers_on
+        from csg_ray.scale.cluster import Node  # loads torch
 
         if any(kind.cpus is None for kind in (self.head, *self.workers)):
             return None
@@ -59,10 +57,8 @@ class ClusterFile:
             [Node(kind.cpus or 0, kind.gpus or 0)] * kind.max_nodes
             for kind in (self.head, *self.workers)
         )
-        cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
-        ranked = sorted(itertools.chain(*others), key=lambda node: -workers_on(node, cpus, gpus))
-        nodes = (*head, *ranked[: self.max_workers])
-        return Cluster(nodes, f"the cluster of {self.path}")
+        ranked = sorted(itertools.chain(*others), key=lambda node: (-node.gpus, -node.cpus))
+        return (*head, *ranked[: self.max_workers])
 
 
 def load_cluster_file(path: Path) -> ClusterFile:

@@ -76,6 +76,18 @@ def write_atomically(path: StoragePath, text: str) -> None:
     write_whole(path, text.encode())
 
 
+def read_json(path: StoragePath) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON.
+    """
+    if isinstance(path, RemotePath):
+        return path.read_json()
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def append_result(directory: StoragePath, metrics: dict[str, Any]) -> None:
     """Record one epoch and bring it to the disk, or to the store.
 
