@@ -57,7 +57,7 @@ test: $(VENV)/.installed-dev     ## everything but the slow tests
 test-all: $(VENV)/.installed-dev ## with the slow tests
 	$(BIN)/pytest -q -m "not cluster and not gpu and not data"
 
-cluster-tools:   ## the Debian packages that test-cluster needs, where root lacks them
+cluster-tools:   ## the Debian packages of test-cluster, where root lacks them
 	@for tool in ip ssh sshd rsync; do command -v $$tool > /dev/null || missing=1; done; \
 	if [ "$$missing" ] && [ "$$(id -u)" = 0 ]; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
@@ -65,8 +65,8 @@ cluster-tools:   ## the Debian packages that test-cluster needs, where root lack
 	fi
 
 # Skipped without root or namespaces; where both are there, a missing package is a failure.
-test-cluster: $(VENV)/.installed-dev  ## ray up, on hosts made of namespaces (Linux, root)
-	$(BIN)/pytest -q -m cluster
+test-cluster: $(VENV)/.installed-dev  ## ray up on hosts made of namespaces: Linux, root, five minutes
+	$(BIN)/pytest -q -s -m cluster tests/test_ray_up.py
 
 clean:           ## remove .venv and caches; studies and runs stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -120,7 +120,8 @@ def _nodes_without(path: str) -> list[str]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(num_cpus=0)(_exists)
+    # Not a function of this module: every machine would import torch for it.
+    look = ray.remote(num_cpus=0)(os.path.exists)
     asked = {
         node["NodeManagerAddress"]: look.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -129,10 +130,6 @@ def _nodes_without(path: str) -> list[str]:
         if node["Alive"]
     }
     return [address for address, found in asked.items() if not ray.get(found)]
-
-
-def _exists(path: str) -> bool:
-    return Path(path).exists()
 
 
 def _join(address: str, verbose: bool) -> None:

@@ -189,8 +189,8 @@ def main() -> int:
     if packages := missing_packages():
         print(f"first: apt-get install {' '.join(packages)}", file=sys.stderr)
         return 2
-    # An exception unwinds, the default would not.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     if len(sys.argv) > 1:
         return run_lab(Path(sys.argv[1]))
