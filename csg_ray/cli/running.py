@@ -143,20 +143,26 @@ def _run(directory: StoragePath, spread: Spread, verbose: bool) -> None:
         _EpochDisplay(config.train.epochs, known) as display,
     ):
 
-        def show(metrics: Mapping[str, Any]) -> None:
+        def check_lock() -> None:
             if lock.lost is not None:
                 raise lock.lost
+
+        def show(metrics: Mapping[str, Any]) -> None:
+            check_lock()
             display.show(metrics)
 
         if spread.workers is None:
-            _fit(config, directory, show)
+            _fit(config, directory, check_lock, display.show)
         else:
             train_spread(config, directory, spread, known, show, verbose)
     _sum_up(directory, read_results(directory)[-1])
 
 
 def _fit(
-    config: RunConfig, directory: StoragePath, show: Callable[[Mapping[str, Any]], None]
+    config: RunConfig,
+    directory: StoragePath,
+    check_lock: Callable[[], None],
+    show: Callable[[Mapping[str, Any]], None],
 ) -> None:
     """Train in this process, which may be the first of several that torchrun started."""
     from csg_ray.training.loop import fit
@@ -168,6 +174,7 @@ def _fit(
     def on_epoch_end(
         metrics: dict[str, float], save_checkpoint: Callable[[StoragePath], None]
     ) -> None:
+        check_lock()  # whoever took the run over writes its files now
         recorder(metrics, save_checkpoint)
         show(metrics)
 
