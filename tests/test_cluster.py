@@ -165,7 +165,7 @@ def test_a_cluster_of_another_version_is_refused(old_head: str, tmp_path: Path) 
     )
     assert ran.returncode == 2
     (sentence,) = ran.stderr.splitlines()
-    assert sentence.startswith(f"csg-ray: the cluster at {old_head} cannot be joined (Version mis")
+    assert sentence.startswith(f"csg-ray: the cluster at {old_head} cannot be joined (Version")
     assert "Ray: 2.10.0" in sentence
     assert sentence.endswith("; install the same versions on both sides")
     assert not (tmp_path / "s").exists()

@@ -71,7 +71,8 @@ def test_a_path_on_a_uri_can_be_sent_to_another_process_and_stand_in_a_set() -> 
         ("file://mnt/a", "names a host; write file:///mnt/a"),
         ("s3:///a", "names no bucket; write s3://BUCKET/FOLDER"),
         ("s3://key:secret@bucket/a", "the URI of s3://bucket holds credentials"),
-        ("s3://bucket/a?regio=x", "unknown option 'regio' in the URI .*did you mean 'region'"),
+        ("s3://bucket/a?verbose", "unknown option 'verbose'"),
+        ("s3://bucket/a?regionn=x", "unknown option 'regionn' in the URI .*did you mean 'region'"),
     ],
 )
 def test_what_is_no_place_is_refused_in_one_sentence(text: str, sentence: str) -> None:

@@ -126,7 +126,11 @@ class RemotePath:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, content: bytes | memoryview) -> None:
-        """Make the object appear whole, or not at all; an older one stays until then."""
+        """Make the object appear whole, or not at all; an older one stays until then.
+
+        Raises:
+            StorageError: there is no such bucket, no right to write, no answer.
+        """
         # In a thread, where no signal can break in and publish a half of it.
         with ThreadPoolExecutor(1) as thread:
             write = partial(write_object, content=content)

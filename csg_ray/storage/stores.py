@@ -38,13 +38,10 @@ LATER = Patience(attempts=7, silence=10.0, total=60)
 
 NO_BUCKET = "there is no such bucket; create it, or correct the URI"
 _REASONS = (
-    (
-        r"NO_SUCH_BUCKET|Bucket '.*' not found|specified bucket does not exist",
-        NO_BUCKET,
-    ),
+    (r"NO_SUCH_BUCKET|Bucket '.*' not found|specified bucket does not exist", NO_BUCKET),
     (
         r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|PERMISSION_DENIED"
-        r"|UNAUTHENTICATED|OAuth2|HTTP status 40[13]",
+        r"|UNAUTHENTICATED|OAuth2|ExpiredToken|InvalidToken|HTTP status 40[13]",
         "access is denied; check the credentials of this process (of S3: AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, or a profile) and what they may do",
     ),
@@ -84,7 +81,7 @@ class Store:
         self._scheme = scheme
         self._bucket = bucket
         self._query = query
-        self._options = dict(parse_qsl(query))
+        self._options = dict(parse_qsl(query, keep_blank_values=True))
         self._answered = False
         for option in self._options if scheme == "s3" else ():
             if option not in S3_OPTIONS:
