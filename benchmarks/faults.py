@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.here:
-        print(json.dumps(SCENARIOS[arguments.names[0]]()))
+        print(json.dumps(SCENARIOS[arguments.names[0]]()), flush=True)
         return
     print("| fault | finished | trials lost | epochs lost | seconds |\n|---|---|---|---|---|")
     for name in arguments.names:
@@ -311,7 +311,9 @@ def main() -> None:
         done = subprocess.run(
             [sys.executable, __file__, "--here", name], capture_output=True, text=True
         )
-        found = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+        # Ray may have more to say after it, and may stumble over a dead node when it leaves.
+        outcomes = [line for line in done.stdout.splitlines() if line.startswith('{"finished"')]
+        found = json.loads(outcomes[0]) if outcomes else {}
         what = (SCENARIOS[name].__doc__ or "").strip().rstrip(".")
         workers = f"; workers in each epoch: {found['workers']}" if found.get("workers") else ""
         cells = [found.get(key, "?") for key in ("finished", "trials lost", "epochs lost")]
@@ -319,7 +321,7 @@ def main() -> None:
             f"| {what}{workers} | {' | '.join(map(str, cells))} | {time.monotonic() - began:.0f} |",
             flush=True,
         )
-        if done.returncode:
+        if not outcomes:
             print(done.stderr[-2000:], file=sys.stderr)
 
 

@@ -122,6 +122,7 @@ def test_a_training_goes_on_with_another_number_of_ranks(folder: Path) -> None:
     assert [report["epoch"] for report in whole] == [1, 2]
     assert read(folder, 2, 1)["reports"] == []
     resumed = pickle.loads((folder / "resumed-0.pickle").read_bytes())
+    assert [report.pop("workers") for report in (*whole, *resumed)] == [2, 2, 4]
     for report in (*whole, *resumed):
         report.pop("images_per_second", None)
     assert resumed[0] == pytest.approx(whole[1], rel=2e-3, abs=1e-4)

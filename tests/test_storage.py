@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow.fs import FileInfo, FileSelector, FileType
 
 from csg_ray.config.errors import UserError
 from csg_ray.storage.folders import check_writable, in_parallel, remove_tree, subfolders
+from csg_ray.storage.objects import delete_folder, list_folder
 from csg_ray.storage.paths import RemotePath, StoragePath, open_path
 from csg_ray.storage.records import write_atomically
 from csg_ray.storage.stores import StorageError, Store, connect
@@ -66,6 +68,7 @@ def test_a_path_on_a_uri_can_be_sent_to_another_process_and_stand_in_a_set() -> 
         ("foo://x", r"unknown scheme 'foo' in foo://x: allowed: abfs, .*, s3"),
         ("s4://x", "did you mean 's3'"),
         ("s3:/bucket/a", "write s3://bucket/a"),
+        ("file://mnt/a", "names a host; write file:///mnt/a"),
         ("s3:///a", "names no bucket; write s3://BUCKET/FOLDER"),
         ("s3://key:secret@bucket/a", "the URI of s3://bucket holds credentials"),
         ("s3://bucket/a?regio=x", "unknown option 'regio' in the URI .*did you mean 'region'"),
@@ -185,6 +188,42 @@ def test_a_store_that_is_asked_too_much_is_asked_again(
     s3.fault = lambda request: busy.pop() if request.startswith("GET") and busy else None
     assert path.read_bytes() == bytes(size)
     assert not busy
+
+
+class Gcs:
+    """What pyarrow makes of GCS: no folder but those that have an object of their own."""
+
+    type_name = "gcs"
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = set(keys)
+
+    def get_file_info(self, asked: str | FileSelector) -> FileInfo | list[FileInfo]:
+        if isinstance(asked, FileSelector):
+            prefix = f"{asked.base_dir}/"
+            found = [key for key in sorted(self.keys) if key.startswith(prefix)]
+            if not asked.recursive:
+                found = [key for key in found if "/" not in key.removeprefix(prefix)]
+            return [FileInfo(key, FileType.File) for key in found]
+        folder = any(key.startswith(f"{asked}/") for key in self.keys)
+        return FileInfo(asked, FileType.Directory if folder else FileType.NotFound)
+
+    def delete_dir(self, place: str) -> None:
+        raise OSError(f"No such directory: {place}")
+
+    def delete_dir_contents(self, place: str, missing_dir_ok: bool) -> None:
+        self.keys = {key for key in self.keys if not key.startswith(f"{place}/")}
+
+
+def test_folders_of_gcs_are_what_the_names_of_its_objects_say() -> None:
+    system = Gcs("b/s/study.yaml", "b/s/trials/0001/params.json", "b/s/trials/0001/results/1.json")
+    assert list_folder(system, "b/s") == {"study.yaml": False, "trials": True}
+    assert list_folder(system, "b/s/trials/0001") == {"params.json": False, "results": True}
+    assert list_folder(system, "b/none") == {}
+    delete_folder(system, "b/s/trials")
+    assert list_folder(system, "b/s") == {"study.yaml": False}
+    with pytest.raises(FileNotFoundError):
+        delete_folder(system, "b/s/trials")
 
 
 class SignalOnOpening:

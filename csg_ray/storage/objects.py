@@ -1,13 +1,15 @@
-"""Objects of a store, read and written whole, and what pyarrow needs for that."""
+"""Objects of a store: read, written, listed and deleted alike, whatever pyarrow makes of each."""
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+_SAYS_NOTHING = "Failed to flush response stream|NO_SUCH_KEY|RESOURCE_NOT_FOUND"
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -35,8 +37,7 @@ def read_object_once(system: FileSystem, place: str) -> bytes:
             # What a store says instead of the content must fit where that should go. When it does
             # not, pyarrow knows neither what it was (too many requests, no such object) nor that it
             # should try again.
-            unknown = "Failed to flush response stream" in str(error)
-            if not unknown and "NO_SUCH_KEY" not in str(error):
+            if not re.search(_SAYS_NOTHING, str(error)):
                 raise
         _check_there(system, place)
         time.sleep(pause)
@@ -65,3 +66,34 @@ def write_object(system: FileSystem, place: str, content: bytes | memoryview) ->
     """
     with system.open_output_stream(place) as stream:
         stream.write(content)
+
+
+def list_folder(system: FileSystem, place: str) -> dict[str, bool]:
+    """Name -> whether it is a folder, of all that is directly below; empty when nothing is."""
+    from pyarrow.fs import FileSelector, FileType
+
+    # pyarrow shows a folder of GCS only where somebody made an object that stands for it.
+    deep = _is_gcs(system)
+    selector = FileSelector(place, allow_not_found=True, recursive=deep)
+    found: dict[str, bool] = {}
+    for info in system.get_file_info(selector):
+        name, _, rest = info.path.removeprefix(place).strip("/").partition("/")
+        found[name] = found.get(name, False) or bool(rest) or info.type == FileType.Directory
+    return dict(sorted(found.items()))
+
+
+def delete_folder(system: FileSystem, place: str) -> None:
+    """Delete every object below.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if _is_gcs(system):
+        _check_there(system, place)
+        system.delete_dir_contents(place, missing_dir_ok=True)
+    else:
+        system.delete_dir(place)
+
+
+def _is_gcs(system: FileSystem) -> bool:
+    return bool(system.type_name == "gcs")

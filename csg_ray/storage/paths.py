@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
 
 from csg_ray.config.errors import UserError, nearest
-from csg_ray.storage.objects import read_object, read_object_once, write_object
-from csg_ray.storage.stores import SCHEMES, connect
+from csg_ray.storage.objects import (
+    delete_folder,
+    list_folder,
+    read_object,
+    read_object_once,
+    write_object,
+)
+from csg_ray.storage.stores import NO_BUCKET, SCHEMES, StorageError, connect
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -89,15 +95,11 @@ class RemotePath:
 
     def iterdir(self) -> Iterator[RemotePath]:
         """The paths directly below, by name; none when nothing is there."""
-        return (self / info.base_name for info in self._listing())
+        return (self / name for name in self._run(list_folder))
 
     def subfolders(self) -> list[RemotePath]:
         """The paths directly below that have objects below them, by name."""
-        from pyarrow.fs import FileType
-
-        return [
-            self / info.base_name for info in self._listing() if info.type == FileType.Directory
-        ]
+        return [self / name for name, is_folder in self._run(list_folder).items() if is_folder]
 
     def read_bytes(self) -> bytes:
         """The object's content.
@@ -128,7 +130,10 @@ class RemotePath:
         # In a thread, where no signal can break in and publish a half of it.
         with ThreadPoolExecutor(1) as thread:
             write = partial(write_object, content=content)
-            thread.submit(self._run, write).result()
+            try:
+                thread.submit(self._run, write).result()
+            except FileNotFoundError:  # of GCS; S3 says it in other words
+                raise StorageError(NO_BUCKET, str(self)) from None
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object."""
@@ -144,18 +149,10 @@ class RemotePath:
         Raises:
             FileNotFoundError: there is none.
         """
-        self._run(lambda system, place: system.delete_dir(place))
+        self._run(delete_folder)
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: a folder is there as soon as an object is in it."""
-
-    def _listing(self) -> list[FileInfo]:
-        from pyarrow.fs import FileSelector
-
-        found: list[FileInfo] = self._run(
-            lambda system, place: system.get_file_info(FileSelector(place, allow_not_found=True))
-        )
-        return sorted(found, key=lambda info: str(info.base_name))
 
     def _info(self) -> FileInfo:
         return self._run(lambda system, place: system.get_file_info(place))
@@ -183,14 +180,16 @@ def open_path(text: str | StoragePath) -> StoragePath:
     scheme, bucket, key, query = found.groups()
     scheme = scheme.lower()
     if scheme == "file":
+        if bucket:
+            raise UserError(f"{text} names a host; write file:///{bucket}/{key} for a local path")
         return Path("/" + unquote(key))
     if scheme not in SCHEMES:
         raise UserError(
             f"unknown scheme '{scheme}' in {text}: {nearest(scheme, (*SCHEMES, 'file'))}"
         )
-    if "@" in bucket and scheme in ("s3", "gs", "gcs"):
+    if scheme == "s3" and "@" in bucket:
         raise UserError(
-            f"the URI of {scheme}://{bucket.rpartition('@')[2]} holds credentials, which would be "
+            f"the URI of s3://{bucket.rpartition('@')[2]} holds credentials, which would be "
             "written into every study; leave them out and give them by the environment"
         )
     if not bucket:

@@ -36,10 +36,11 @@ class Patience:
 FIRST = Patience(attempts=2, silence=3.0, total=5)
 LATER = Patience(attempts=7, silence=10.0, total=60)
 
+NO_BUCKET = "there is no such bucket; create it, or correct the URI"
 _REASONS = (
     (
         r"NO_SUCH_BUCKET|Bucket '.*' not found|specified bucket does not exist",
-        "there is no such bucket; create it, or correct the URI",
+        NO_BUCKET,
     ),
     (
         r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|PERMISSION_DENIED"
