@@ -21,7 +21,7 @@ from csg_ray.search_space import SearchSpace, parse_search_space
 from csg_ray.training.loop import fit
 from small_study import Command, Recorder, assert_whole, space_mapping
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def nested_space(num_trials: int, epochs: int) -> SearchSpace:

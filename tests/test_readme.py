@@ -44,7 +44,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_every_command_runs_as_written(clone: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
     output = ""

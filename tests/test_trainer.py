@@ -146,7 +146,7 @@ def worker_processes() -> list[int]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_killed_worker_costs_the_epoch_in_flight(shared_ray: None, tmp_path: Path) -> None:
     """Two workers, one of them killed after the second epoch, report what one process would."""
     seen: list[dict[str, Any]] = []
@@ -171,7 +171,7 @@ def test_a_killed_worker_costs_the_epoch_in_flight(shared_ray: None, tmp_path: P
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_mistake_of_the_user_reaches_the_user(shared_ray: None, tmp_path: Path) -> None:
     wrong = config(model=ModelConfig(weights=str(tmp_path / "missing.pt")))
     with pytest.raises(UserError, match=r"missing\.pt"):
