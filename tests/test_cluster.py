@@ -152,7 +152,7 @@ def old_head(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_cluster_of_another_version_is_refused(old_head: str, tmp_path: Path) -> None:
     space = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
     environment = os.environ | {"RAY_ADDRESS": old_head, "RAY_AUTH_MODE": "disabled"}

@@ -20,7 +20,7 @@ RTOL, ATOL = 1e-4, 1e-5
 
 
 EVERY_GROUP = pytest.mark.parametrize("size", ranks.GROUPS)
-pytestmark = [pytest.mark.ranks, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="session")

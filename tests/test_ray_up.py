@@ -85,7 +85,7 @@ def test_a_cluster_comes_up_works_loses_a_host_and_goes(able: None, lab_folder: 
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whatever_stops_it_nothing_is_left(
     able: None, lab_folder: Path, number: signal.Signals

@@ -28,7 +28,7 @@ from csg_ray.scale.tuner import restore_study, run_study
 from csg_ray.storage.paths import StoragePath
 from small_study import Command, Recorder, assert_whole, small_space, space_mapping
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @dataclass(frozen=True)

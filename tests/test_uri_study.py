@@ -24,7 +24,7 @@ from csg_ray.storage.stores import StorageError
 from s3_server import S3Server, let_pass
 from small_study import Command, Recorder, assert_whole, small_space, space_mapping
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def finished_epochs(study: RemotePath) -> int:
