@@ -140,8 +140,12 @@ def test_a_batch_has_an_image_for_every_worker() -> None:
     [
         ((4, 4, 1, 0), machine(2), "--workers is 4, but this machine holds 2 workers of 1 CPU"),
         ((4, 3, 1, 0), machine(2), "--min-workers is 3, but this machine holds 2 workers"),
-        ((2, 2, 1, 1), machine(2), "gpus of each worker is 1, but this machine has 0 GPUs, so no"),
-        ((1, 1, 3, 0), machines((2, 0), (2, 0)), "has 2 CPUs on any one machine"),
+        ((2, 2, 1, 1), machine(2), "--gpus-per-worker is 1, but this machine has 0 GPUs, so no"),
+        (
+            (1, 1, 3, 0),
+            machines((2, 0), (2, 0)),
+            "data.workers is 3, but the cluster at 10.0.0.1:6379 has 2 CPUs on any one machine",
+        ),
         ((64, 1, 1, 0), machine(2), "--workers is 64, more than the 32 images of train.batch_size"),
     ],
 )

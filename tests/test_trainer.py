@@ -146,7 +146,6 @@ def worker_processes() -> list[int]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_killed_worker_costs_the_epoch_in_flight(shared_ray: None, tmp_path: Path) -> None:
     """Two workers, one of them killed after the second epoch, report what one process would."""

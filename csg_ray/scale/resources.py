@@ -90,7 +90,7 @@ def check_workers(workers: Workers, batch_size: int, cluster: Cluster) -> None:
     Raises:
         UserError: a worker fits on no machine, not enough of them fit, or the batch is too small.
     """
-    check_worker("{kind}s of each worker", workers.cpus, workers.gpus, cluster)
+    check_worker(("data.workers", "--gpus-per-worker"), workers.cpus, workers.gpus, cluster)
     room = workers_that_fit(workers.cpus, workers.gpus, cluster)
     if workers.minimum > room:
         elastic = workers.minimum < workers.maximum
@@ -106,11 +106,11 @@ def check_workers(workers: Workers, batch_size: int, cluster: Cluster) -> None:
         )
 
 
-def check_worker(what: str, cpus: float, gpus: float, cluster: Cluster) -> None:
+def check_worker(names: tuple[str, str], cpus: float, gpus: float, cluster: Cluster) -> None:
     """Refuse a worker that fits on no machine.
 
     Args:
-        what: the setting or option that asks for it, with `{kind}` for cpu or gpu.
+        names: the settings or options that ask for the CPUs and for the GPUs.
         cpus: of one worker.
         gpus: of one worker.
         cluster: the machines.
@@ -118,15 +118,15 @@ def check_worker(what: str, cpus: float, gpus: float, cluster: Cluster) -> None:
     Raises:
         UserError: no machine has as many CPUs or GPUs.
     """
-    for kind, needed, there in (
-        ("cpu", cpus, max(node.cpus for node in cluster.nodes)),
-        ("gpu", gpus, max(node.gpus for node in cluster.nodes)),
+    for name, kind, needed, there in (
+        (names[0], "CPU", cpus, max(node.cpus for node in cluster.nodes)),
+        (names[1], "GPU", gpus, max(node.gpus for node in cluster.nodes)),
     ):
         if needed > there:
             where = "" if len(cluster.nodes) == 1 else " on any one machine"
             raise UserError(
-                f"{what.format(kind=kind)} is {needed:g}, but {cluster.name} has {there:g} "
-                f"{kind.upper()}s{where}, so no worker can ever start; set it to at most {there:g}"
+                f"{name} is {needed:g}, but {cluster.name} has {there:g} {kind}s"
+                f"{where}, so no worker can ever start; set it to at most {there:g}"
             )
 
 
@@ -142,7 +142,8 @@ def workers_on(node: Node, cpus: float, gpus: float) -> int:
 
 def _trials_at_a_time(resources: ResourcesConfig, cluster: Cluster) -> int:
     cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
-    check_worker("resources.{kind}s_per_worker", cpus, gpus, cluster)
+    names = ("resources.cpus_per_worker", "resources.gpus_per_worker")
+    check_worker(names, cpus, gpus, cluster)
     room, needed = workers_that_fit(cpus, gpus, cluster), resources.workers_per_trial
     if needed > room:
         raise UserError(
