@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from csg_ray.config.data import DigitsConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import METHOD_CONFIGS, CSGConfig
-from csg_ray.config.run import AugmentConfig, DataConfig, ModelConfig, RunConfig, TrainConfig
+from csg_ray.config.run import AugmentConfig, ModelConfig, RunConfig, TrainConfig
 from csg_ray.data.load import load_splits
 from csg_ray.distributed import gather_features, gather_rows, on_rank_zero, shares
 from csg_ray.methods.csg import CSG
@@ -33,7 +34,7 @@ def config_of(name: str, **sections: Any) -> RunConfig:
     if name == "csg-dense":
         method = CSGConfig(patch_grid=2, stages="3", queue_size=300)
     settings: dict[str, Any] = {
-        "data": DataConfig(num_train=100, num_val=30),
+        "data": DigitsConfig(num_train=100, num_val=30),
         "augment": AugmentConfig(translate="fraction"),
         "train": TrainConfig(epochs=2, batch_size=32, learning_rate=0.02),
         "method": method,

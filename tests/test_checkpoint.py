@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from csg_ray.config.data import DigitsConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import VanillaConfig
-from csg_ray.config.run import DataConfig, ModelConfig, RunConfig
+from csg_ray.config.run import ModelConfig, RunConfig
 from csg_ray.storage.paths import StoragePath
 from csg_ray.training.checkpoint import (
     config_differences,
@@ -105,4 +106,6 @@ def test_another_model_or_method_is_all_that_is_said() -> None:
 
 
 def test_loader_processes_are_free_to_differ() -> None:
-    assert config_differences(RunConfig(data=DataConfig(workers=3)).model_dump(), RunConfig()) == []
+    assert (
+        config_differences(RunConfig(data=DigitsConfig(workers=3)).model_dump(), RunConfig()) == []
+    )

@@ -40,7 +40,7 @@ def test_every_path_is_a_field_and_every_field_a_path() -> None:
     for method in METHOD_CONFIGS:
         config = override_config(RunConfig(), {"method.name": method})
         assert flatten_settings(config.model_dump()) == {
-            path: get_setting(config, path) for path in setting_fields(method)
+            path: get_setting(config, path) for path in setting_fields(method, "digits")
         }
 
 

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from csg_ray.config.run import DataConfig
+from csg_ray.config.data import DigitsConfig
 from csg_ray.data.digits.glyphs import FAMILIES, TRAIN_FAMILIES, VAL_FAMILIES, render_glyphs
 from csg_ray.data.digits.sensor import count_blocks, to_images
 from csg_ray.data.digits.task import split_target
 from csg_ray.data.load import load_splits
 from csg_ray.data.splits import DomainSplits
 
-SMALL = DataConfig(num_train=60, num_val=40)
+SMALL = DigitsConfig(num_train=60, num_val=40)
 
 
 def stacked(split: object) -> NDArray[np.uint8]:
@@ -128,7 +128,7 @@ def test_target_train_gives_no_label_away(splits: DomainSplits) -> None:
 
 
 def test_source_does_not_depend_on_the_number_of_images(splits: DomainSplits) -> None:
-    larger = load_splits(DataConfig(num_train=70, num_val=40))
+    larger = load_splits(DigitsConfig(num_train=70, num_val=40))
     np.testing.assert_array_equal(stacked(larger.source_train)[:60], stacked(splits.source_train))
     assert larger.source_val.fingerprint == splits.source_val.fingerprint
     assert larger.target_test.fingerprint == splits.target_test.fingerprint
@@ -146,4 +146,4 @@ def test_both_domains_are_bright_ink_on_black(splits: DomainSplits) -> None:
 
 
 def test_splits_are_made_once_per_process(splits: DomainSplits) -> None:
-    assert load_splits(DataConfig(num_train=60, num_val=40)) is splits
+    assert load_splits(DigitsConfig(num_train=60, num_val=40)) is splits

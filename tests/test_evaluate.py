@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from csg_ray.config.data import DigitsConfig
 from csg_ray.config.methods import CSGConfig, VanillaConfig
-from csg_ray.config.run import DataConfig, EvaluationConfig, ModelConfig, RunConfig
+from csg_ray.config.run import EvaluationConfig, ModelConfig, RunConfig
 from csg_ray.data.load import load_splits
 from csg_ray.data.splits import ArraySplit
 from csg_ray.methods import build_method
@@ -117,7 +118,7 @@ def test_energy_of_a_large_split_uses_the_same_subsample_every_time() -> None:
 
 def test_every_repeat_is_loaded_with_the_reference_of_its_own_seed() -> None:
     config = RunConfig(
-        data=DataConfig(num_train=96, num_val=20),
+        data=DigitsConfig(num_train=96, num_val=20),
         method=CSGConfig(projection_dim=2),
         model=ModelConfig(weights="none", head="linear"),
     )

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from csg_ray.config.data import DigitsConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig
-from csg_ray.config.run import DataConfig, RunConfig, TrainConfig
+from csg_ray.config.run import RunConfig, TrainConfig
 from csg_ray.metrics import hyperspherical_energies
 from csg_ray.scale.gpu_share import CurrentGpu, train_within
 from csg_ray.training.checkpoint import load_checkpoint
@@ -24,7 +25,7 @@ pytestmark = [
 ]
 
 CONFIG = RunConfig(
-    data=DataConfig(num_train=96, num_val=20),
+    data=DigitsConfig(num_train=96, num_val=20),
     method=CSGConfig(queue_size=40),
     train=TrainConfig(epochs=2, learning_rate=0.01),
 )

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Generator, Tensor
 from torchvision import transforms
 
+from csg_ray.config.data import DigitsConfig
 from csg_ray.config.errors import UserError
-from csg_ray.config.run import AugmentConfig, DataConfig
+from csg_ray.config.run import AugmentConfig
 from csg_ray.data.loader import Batch, Batches, eval_batches, image_size, train_batches
 from csg_ray.data.splits import ArraySplit
 from csg_ray.data.transforms import build_eval_transform, build_train_transform, normalise
@@ -181,7 +182,7 @@ def test_a_split_smaller_than_a_batch_is_refused(split: ArraySplit) -> None:
 
 
 def test_digits_are_32_pixels() -> None:
-    assert image_size(DataConfig()) == 32
+    assert image_size(DigitsConfig()) == 32
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (17, 23), (24, 24), (24, 31)])

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from csg_ray.config.data import DigitsConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig, VanillaConfig
-from csg_ray.config.run import DataConfig, ModelConfig, RunConfig, TrainConfig
+from csg_ray.config.run import ModelConfig, RunConfig, TrainConfig
 from csg_ray.data.load import load_splits
 from csg_ray.data.loader import Batch
 from csg_ray.data.splits import ArraySplit, DomainSplits
@@ -41,7 +42,7 @@ SPLIT_METRICS = (
 )
 
 
-def _small_splits(config: DataConfig) -> DomainSplits:
+def _small_splits(config: DigitsConfig) -> DomainSplits:
     """The digits with 40 target images."""
     splits = load_splits(config)
     target = splits.target_val
@@ -58,7 +59,7 @@ def small_target(monkeypatch: pytest.MonkeyPatch) -> None:
 def _config(train: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
     """Three steps an epoch."""
     settings = {"epochs": 2, "batch_size": 32, "learning_rate": 0.01, **(train or {})}
-    data = DataConfig(num_train=96, num_val=20)
+    data = DigitsConfig(num_train=96, num_val=20)
     return RunConfig(**{"data": data, "train": TrainConfig(**settings), **sections})
 
 

@@ -14,8 +14,9 @@ from ray._private.state import actors
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from csg_ray.config.data import DigitsConfig
 from csg_ray.config.errors import UserError
-from csg_ray.config.run import AugmentConfig, DataConfig, ModelConfig, RunConfig, TrainConfig
+from csg_ray.config.run import AugmentConfig, ModelConfig, RunConfig, TrainConfig
 from csg_ray.scale import trainer
 from csg_ray.scale.resources import Workers
 from csg_ray.scale.trainer import WorkersLostError, train_with_workers
@@ -121,7 +122,7 @@ def test_epochs_that_are_known_are_not_told_again(
 
 def config(**sections: Any) -> RunConfig:
     settings: dict[str, Any] = {
-        "data": DataConfig(num_train=320, num_val=20),
+        "data": DigitsConfig(num_train=320, num_val=20),
         "augment": AugmentConfig(translate="fraction"),
         "train": TrainConfig(epochs=8, batch_size=32, learning_rate=0.02),
     }

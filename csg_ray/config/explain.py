@@ -104,7 +104,9 @@ def _sentence(error: ValidationError, model: type[BaseModel], prefix: str) -> st
     path = f"{prefix}{path}"
     if first["type"] == "value_error":
         message = str(first["ctx"]["error"])
-        return f"{path} {message}" if first["loc"] else message
+        # What is wrong with a whole section names its settings itself.
+        whole = not first["loc"] or _section_of(field, str(first["loc"][-1])) is not None
+        return message if whole else f"{path} {message}"
     assert field is not None  # whatever is wrong, a field of ours is
     if first["type"] == "missing":
         return f"{path} is missing; it must be {describe(field)}"

@@ -13,13 +13,16 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from csg_ray.config.data import DATA_CONFIGS
 from csg_ray.config.errors import UserError, nearest
 from csg_ray.config.explain import shown, validate
-from csg_ray.config.methods import METHOD_CONFIGS
+from csg_ray.config.methods import METHOD_CONFIGS, Section
 from csg_ray.config.reader import TextFile, read_yaml
 from csg_ray.config.run import RunConfig
 
 SECTIONS = tuple(name for name in RunConfig.model_fields if name != "seed")
+# The sections whose settings depend on their own name.
+KINDS: dict[str, Mapping[str, type[Section]]] = {"method": METHOD_CONFIGS, "data": DATA_CONFIGS}
 
 
 def load_config(path: str | TextFile) -> RunConfig:
@@ -51,7 +54,8 @@ def config_to_mapping(config: RunConfig) -> dict[str, Any]:
 def override_config(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
     """A copy with some settings changed.
 
-    Another `method.name` starts from that method's defaults: the old method's settings go.
+    Another `method.name` or `data.name` starts from the defaults of that method or task: the
+    settings of the old one go.
 
     Args:
         config: stays as it is.
@@ -61,28 +65,38 @@ def override_config(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfi
         UserError: an unknown path, a wrong type, a value out of bounds.
     """
     mapping = config.model_dump()
-    name = overrides.get("method.name", config.method.name)
-    if not isinstance(name, str) or name not in METHOD_CONFIGS:
-        raise UserError(
-            f"method.name must be one of {', '.join(METHOD_CONFIGS)}, not {shown(name)}"
-        )
-    if name != config.method.name:
-        mapping["method"] = {"name": name}
+    names = {"method": config.method.name, "data": config.data.name}
+    for kind, old in list(names.items()):
+        name = overrides.get(f"{kind}.name", old)
+        check_name(kind, name)
+        if name != old:
+            mapping[kind] = {"name": name}
+            names[kind] = name
     for path, value in overrides.items():
-        if path not in setting_fields(name):
-            raise UserError(unknown_setting(path, name))
+        if path not in setting_fields(**names):
+            raise UserError(unknown_setting(path, **names))
         section, _, setting = path.rpartition(".")
         (mapping[section] if section else mapping)[setting] = value
     return validate(RunConfig, mapping)
 
 
+def check_name(kind: str, name: Any) -> None:
+    """Refuse the name of a method or a task that does not exist.
+
+    Raises:
+        UserError: names those that do.
+    """
+    if not isinstance(name, str) or name not in KINDS[kind]:
+        raise UserError(f"{kind}.name must be one of {', '.join(KINDS[kind])}, not {shown(name)}")
+
+
 @lru_cache
-def setting_fields(method: str) -> dict[str, FieldInfo]:
-    """Every legal dotted path of a run with this method, and its field."""
+def setting_fields(method: str, data: str) -> dict[str, FieldInfo]:
+    """Every legal dotted path of a run with this method on this task, and its field."""
     fields = {"seed": RunConfig.model_fields["seed"]}
+    named = {"method": METHOD_CONFIGS[method], "data": DATA_CONFIGS[data]}
     for section in SECTIONS:
-        default = RunConfig.model_fields[section].default
-        model = METHOD_CONFIGS[method] if section == "method" else type(default)
+        model = named.get(section) or type(RunConfig.model_fields[section].default)
         fields |= {f"{section}.{name}": field for name, field in model.model_fields.items()}
     return fields
 
@@ -115,21 +129,24 @@ def flatten_settings(mapping: Mapping[Any, Any]) -> dict[str, Any]:
     return flat
 
 
-def unknown_setting(path: Any, method: str, others: Iterable[str] = ()) -> str:
+def unknown_setting(path: Any, method: str, data: str, others: Iterable[str] = ()) -> str:
     """The sentence about an illegal path: another method's, a whole group, or a slip.
 
     Args:
         path: the illegal path.
         method: whose settings are legal.
+        data: the task whose settings are legal.
         others: legal paths that are no settings of a run.
     """
-    owners = [name for name in METHOD_CONFIGS if path in setting_fields(name)]
+    kind, _, setting = str(path).partition(".")
+    owners = [name for name, model in KINDS.get(kind, {}).items() if setting in model.model_fields]
     if owners:
+        current = {"method": method, "data": data}[kind]
         return (
-            f"{path} is a setting of method {', '.join(owners)}, but method.name is {method}; "
-            f"remove it, or set method.name to {owners[0]}"
+            f"{path} is a setting of {kind} {', '.join(owners)}, but {kind}.name is {current}; "
+            f"remove it, or set {kind}.name to {owners[0]}"
         )
-    legal = [*setting_fields(method), *others]
+    legal = [*setting_fields(method, data), *others]
     group = str(path).partition(".")[0]
     siblings = [known for known in legal if known.startswith(f"{group}.")]
     if path == group and siblings:

@@ -30,6 +30,9 @@ class CSGConfig(Section):
     stages: str = Field("3,4", description="G, the stages that carry the loss (Eq. 5)")
     ema_momentum: float = Field(0.999, ge=0, le=1, description="m of the EMA projection heads")
     projection_dim: int = Field(128, ge=1, le=4096)
+    train_projection: bool = Field(
+        True, description="false: the projection heads stay random (published for segmentation)"
+    )
     queue_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="K keys per stage; auto: min(65536, 0.43 of the keys of an epoch)"
     )

@@ -6,19 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from csg_ray.config.data import DataConfig, DigitsConfig, Task
+from csg_ray.config.effects import first_contradiction, inert_settings
 from csg_ray.config.methods import CSGConfig, MethodConfig, Section
 
-
-class DataConfig(Section):
-    """Which images. `num_train` and `seed` matter for tasks that are rendered or split here."""
-
-    name: Literal["digits"] = "digits"
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="of the glyphs and of the target's split")
-    num_train: int = Field(2000, ge=10, le=1_000_000, description="source_train images")
-    num_val: int = Field(500, ge=10, le=100_000, description="source_val images")
-    workers: int = Field(
-        0, ge=0, le=256, description="loader processes; 0: in the training process"
-    )
+SCORES: dict[Task, str] = {
+    "classification": "mean_class_accuracy",
+    "segmentation": "mean_iou",
+}
 
 
 class ModelConfig(Section):
@@ -27,16 +22,23 @@ class ModelConfig(Section):
     name: Literal["mini", "resnet18", "resnet34", "resnet50", "resnet101"] = "mini"
     weights: str = Field("bundled", description="bundled (mini) | imagenet | none | path of a file")
     norm: Literal["batch", "ibn_a", "ibn_b"] = "batch"
-    head: Literal["mlp", "linear"] = "mlp"
+    head: Literal["mlp", "linear", "aspp_v3", "deeplabv2", "fcn"] = Field(
+        "mlp", description="mlp | linear; of segmentation aspp_v3 (published) | deeplabv2 | fcn"
+    )
     head_width: int = Field(512, ge=1, le=65536, description="hidden units of the mlp head")
     freeze_batch_norm: bool = Field(True, description="keep the pre-trained running statistics")
     train_batch_norm_affine: bool = True
 
 
 class AugmentConfig(Section):
-    """RandAugment (Cubuk et al. 2020) in the authors' variant or torchvision's."""
+    """RandAugment (Cubuk et al. 2020) in the authors' variant or torchvision's, or colour jitter.
 
-    implementation: Literal["authors", "torchvision"] = "authors"
+    In segmentation it changes colours only, and those of the key view alone.
+    """
+
+    implementation: Literal["authors", "torchvision", "color_jitter"] = Field(
+        "authors", description="color_jitter: the published one of segmentation, and only there"
+    )
     num_ops: int = Field(1, ge=0, le=14, description="N; 0 turns augmentation off")
     magnitude: float = Field(6.0, ge=0, le=30, description="M")
     translate: Literal["pixels", "fraction"] = Field(
@@ -45,6 +47,7 @@ class AugmentConfig(Section):
     views: Literal["independent", "shared"] = Field(
         "independent", description="query and key from two draws, or from one"
     )
+    jitter: float = Field(0.4, ge=0, le=0.5, description="of brightness, contrast, colour and hue")
 
     @model_validator(mode="after")
     def _whole_bins(self) -> AugmentConfig:
@@ -61,6 +64,9 @@ class TrainConfig(Section):
 
     epochs: int = Field(30, ge=1, le=100_000)
     batch_size: int = Field(32, ge=1, le=65536)
+    steps_per_epoch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="batches drawn with replacement; auto: every image once"
+    )
     learning_rate: float = Field(1e-4, gt=0, le=100, description="of the heads")
     backbone_lr_mult: float = Field(0.1, ge=0, le=100)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -84,6 +90,9 @@ class EvaluationConfig(Section):
     flip: bool = Field(
         False, description="average sigmoid scores over horizontal flips (VisDA: true)"
     )
+    window: Annotated[int, Field(ge=16)] | None = Field(
+        None, description="segment in overlapping windows of this side; null: the whole image"
+    )
     hse_max_images: int = Field(10_000, ge=2, description="a fixed subsample of a larger split")
 
 
@@ -91,7 +100,7 @@ class RunConfig(Section):
     """One training. `seed` seeds all but the data, whose own seed stays put over repeats."""
 
     seed: int = Field(0, ge=0, le=2**32 - 1)
-    data: DataConfig = DataConfig()
+    data: DataConfig = DigitsConfig()
     model: ModelConfig = ModelConfig()
     method: MethodConfig = CSGConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -100,44 +109,21 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        if self.model.weights == "bundled" and self.model.name != "mini":
-            raise ValueError(
-                "model.weights 'bundled' exists for model.name 'mini' only, "
-                f"not '{self.model.name}'; "
-                "set model.weights to imagenet, none, or the path of a file"
-            )
-        if self.model.weights == "imagenet" and self.model.name == "mini":
-            raise ValueError(
-                "model.weights 'imagenet' does not exist for 'mini'; set it to bundled"
-            )
+        if contradiction := first_contradiction(self):
+            raise ValueError(contradiction)
         return self
+
+    @property
+    def draws_two_views(self) -> bool:
+        """Whether query and key see differently augmented images."""
+        independent = self.data.task == "segmentation" or self.augment.views == "independent"
+        return self.augment.num_ops > 0 and independent
+
+    @property
+    def score(self) -> str:
+        """The metric of the task: what a split's accuracy is."""
+        return SCORES[self.data.task]
 
     def inert_settings(self) -> dict[str, str]:
         """Dotted paths of settings that change nothing here, each with the reason why."""
-        inert: dict[str, str] = {}
-        augment = self.augment
-        if augment.num_ops == 0:
-            for name in ("implementation", "magnitude", "translate", "views"):
-                inert[f"augment.{name}"] = "augment.num_ops is 0"
-        elif augment.implementation == "torchvision":
-            inert["augment.translate"] = "augment.implementation is torchvision"
-        method = self.method
-        if isinstance(method, CSGConfig):
-            inert |= _inert_csg_settings(method)
-        else:
-            inert["augment.views"] = f"method {method.name} uses one view"
-        if self.model.head == "linear":
-            inert["model.head_width"] = "model.head is linear"
-        return inert
-
-
-def _inert_csg_settings(method: CSGConfig) -> dict[str, str]:
-    if method.loss_weight == 0:
-        names = set(CSGConfig.model_fields) - {"name", "loss_weight"}
-        return {f"method.{name}": "method.loss_weight is 0" for name in names}
-    if method.pooling == "mean":
-        return {
-            f"method.{name}": "method.pooling is mean"
-            for name in ("attention_from", "detach_attention")
-        }
-    return {}
+        return inert_settings(self)

@@ -9,18 +9,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from csg_ray.config.errors import UserError
-from csg_ray.config.run import AugmentConfig, DataConfig
-from csg_ray.data.digits.sensor import BITMAP_SIDE
-from csg_ray.data.splits import Split
-from csg_ray.data.transforms import (
-    Transform,
-    build_eval_transform,
-    build_train_transform,
-    normalise,
-)
 from csg_ray.distributed import own_share
-from csg_ray.seeding import sub_seed
 
 
 @dataclass
@@ -29,7 +18,7 @@ class Batch:
 
     Args:
         views: Each (B, 3, S, S) float32. Views that do not differ are one and the same tensor.
-        labels: (B,) int64.
+        labels: (B,) int64, or (B, S, S) of segmentation, 255 where a pixel does not count.
         indices: (B,) int64, positions in the split.
     """
 
@@ -98,95 +87,6 @@ class Batches:
                 pin_memory=pin_memory,
             )
         )
-
-
-def train_batches(
-    split: Split,
-    augment: AugmentConfig,
-    num_views: int,
-    image_size: int,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    workers: int,
-) -> Batches:
-    """One shuffled, augmented epoch; the incomplete last batch is dropped.
-
-    Args:
-        split: The images.
-        augment: RandAugment's settings, and whether the views are independent draws.
-        num_views: Views per image. They are one tensor when `augment.views` is shared or nothing
-            is augmented.
-        image_size: S.
-        batch_size: B.
-        seed: With the epoch it fixes the order; with epoch, position and view each image's draws.
-        epoch: Any whole number, different for each epoch.
-        workers: Loader processes; changes nothing but the speed.
-
-    Raises:
-        UserError: The split does not fill one batch.
-    """
-    if len(split) < batch_size:
-        raise UserError(
-            f"train.batch_size {batch_size} is larger than the {len(split)} images of "
-            f"{split.name}: set it to at most {len(split)}"
-        )
-    shuffle = Generator().manual_seed(sub_seed(seed, f"shuffle/{epoch}"))
-    order = torch.randperm(len(split), generator=shuffle)
-    independent = augment.views == "independent" and augment.num_ops > 0
-    load = _TrainBatchLoader(
-        split=split,
-        transform=build_train_transform(augment, image_size),
-        num_views=num_views,
-        num_draws=num_views if independent else 1,
-        seed=sub_seed(seed, f"augment/{epoch}"),
-    )
-    whole = len(split) // batch_size * batch_size
-    return Batches(torch.split(order[:whole], batch_size), load, workers)
-
-
-def eval_batches(split: Split, image_size: int, batch_size: int, workers: int) -> Batches:
-    """The whole split in order, in one view, the last batch as small as it comes."""
-    load = _EvalBatchLoader(split, build_eval_transform(image_size))
-    return Batches(torch.split(torch.arange(len(split)), batch_size), load, workers)
-
-
-def image_size(config: DataConfig) -> int:
-    """S, the side of the network's input for this task."""
-    return {"digits": BITMAP_SIDE}[config.name]
-
-
-@dataclass(frozen=True)
-class _TrainBatchLoader:
-    split: Split
-    transform: Transform
-    num_views: int
-    num_draws: int
-    seed: int
-
-    def __call__(self, indices: Tensor) -> Batch:
-        images = [(index, self.split.image(index)) for index in indices.tolist()]
-        generator = Generator()
-        views = []
-        for view in range(self.num_draws):
-            crops = []
-            for index, image in images:
-                generator.manual_seed(sub_seed(self.seed, f"{index}/{view}"))
-                crops.append(self.transform.crop(image, generator))
-            views.append(normalise(crops))
-        if self.num_draws < self.num_views:
-            views *= self.num_views
-        return Batch(tuple(views), self.split.labels[indices], indices)
-
-
-@dataclass(frozen=True)
-class _EvalBatchLoader:
-    split: Split
-    transform: Transform
-
-    def __call__(self, indices: Tensor) -> Batch:
-        crops = [self.transform.crop(self.split.image(index)) for index in indices.tolist()]
-        return Batch((normalise(crops),), self.split.labels[indices], indices)
 
 
 @dataclass(frozen=True)

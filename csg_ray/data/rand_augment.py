@@ -140,6 +140,7 @@ OPERATIONS: dict[str, Operation] = {
     "translate_x": Operation(0, 100, _translate_x, "sign"),
     "translate_y": Operation(0, 100, _translate_y, "sign"),
 }
+GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 MAX_FRACTION = 100 / 320
 FRACTION_OPERATIONS: dict[str, Operation] = OPERATIONS | {
     "translate_x": Operation(0, MAX_FRACTION, _translate_x_fraction, "sign"),
@@ -178,6 +179,52 @@ class RandAugment:
         return image
 
 
+class PhotometricRandAugment(RandAugment):
+    """The operations that move no pixel, for keys that must stay aligned with their queries.
+
+    Args:
+        num_ops: N.
+        magnitude: M in [0, 30].
+    """
+
+    def __init__(self, num_ops: int, magnitude: float) -> None:
+        super().__init__(num_ops, magnitude, "pixels")
+        self.operations = tuple(
+            operation for name, operation in OPERATIONS.items() if name not in GEOMETRIC
+        )
+
+
+class ColorJitter:
+    """`torchvision.transforms.ColorJitter` with draws keyed by a generator.
+
+    The published augmentation of segmentation's key view: brightness, contrast and saturation by
+    factors in [1 - s, 1 + s], the hue by up to s of its circle, in random order.
+
+    Args:
+        strength: s.
+    """
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+
+    def __call__(self, image: Image.Image, generator: Generator) -> Image.Image:
+        """Augment an RGB image; the size stays."""
+        order = torch.randperm(len(_JITTERS), generator=generator).tolist()
+        draws = torch.rand(len(_JITTERS), generator=generator, dtype=torch.float64).tolist()
+        for number in order:
+            adjust, centre = _JITTERS[number]
+            image = adjust(image, centre + self.strength * (2 * draws[number] - 1))
+        return image
+
+
+_JITTERS: tuple[tuple[Callable[[Image.Image, float], Image.Image], float], ...] = (
+    (transforms.functional.adjust_brightness, 1.0),
+    (transforms.functional.adjust_contrast, 1.0),
+    (transforms.functional.adjust_saturation, 1.0),
+    (transforms.functional.adjust_hue, 0.0),
+)
+
+
 class TorchvisionRandAugment:
     """`torchvision.transforms.RandAugment`: another table, for comparison.
 
@@ -208,3 +255,10 @@ def build_augmentation(config: AugmentConfig) -> Augmentation:
     if config.implementation == "torchvision":
         return TorchvisionRandAugment(config.num_ops, int(config.magnitude))
     return RandAugment(config.num_ops, config.magnitude, config.translate)
+
+
+def build_key_augmentation(config: AugmentConfig) -> Augmentation:
+    """What the key view of segmentation gets: colours only."""
+    if config.implementation == "color_jitter":
+        return ColorJitter(config.jitter)
+    return PhotometricRandAugment(config.num_ops, config.magnitude)

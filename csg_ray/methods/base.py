@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import Optimizer
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.run import ModelConfig, RunConfig
 from csg_ray.data.loader import Batch
-from csg_ray.data.splits import DomainSplits, Split
+from csg_ray.data.splits import IGNORED, DomainSplits, Split
+from csg_ray.models.deeplab import build_segmentation_head, upsample
 from csg_ray.models.encoders import build_encoder
 from csg_ray.models.resnet import TappedResNet
 from csg_ray.seeding import seeded
@@ -59,8 +61,9 @@ class Method(nn.Module):
         self.config = config
         self.num_classes = num_classes
         self.steps_per_epoch = steps_per_epoch
+        self._segments = config.data.task == "segmentation"
         with seeded(config.seed, "encoder"):
-            self.encoder = build_encoder(config.model)
+            self.encoder = build_encoder(config.model, 8 if self._segments else 32)
         with seeded(config.seed, "task_head"):
             channels = self.encoder.stage_channels[TASK_STAGE]
             self.head = build_task_head(config.model, channels, num_classes)
@@ -80,14 +83,38 @@ class Method(nn.Module):
         maps: dict[int, Tensor] = self.encoder(images)
         return maps
 
-    def classify(self, maps: dict[int, Tensor]) -> Tensor:
-        """Logits (N, num_classes) from the encoder's maps."""
+    def classify(self, maps: dict[int, Tensor], size: tuple[int, ...]) -> Tensor:
+        """Logits from the encoder's maps.
+
+        Args:
+            maps: what `features` returned.
+            size: (H, W) of the images.
+
+        Returns:
+            (N, num_classes), or (N, num_classes, H, W) of segmentation.
+        """
+        if self._segments:
+            return upsample(self.head(maps[TASK_STAGE]), size)
         logits: Tensor = self.head(maps[TASK_STAGE].mean(dim=(2, 3)))
         return logits
 
     def predict(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, 3, H, W)."""
-        return self.classify(self.features(images))
+        """Logits of images (N, 3, H, W): (N, num_classes), of segmentation with (H, W) behind."""
+        return self.classify(self.features(images), images.shape[2:])
+
+    def task_loss(self, maps: dict[int, Tensor], labels: Tensor) -> Tensor:
+        """Cross-entropy, the mean over images, or over the pixels that count.
+
+        Args:
+            maps: of the images that the labels belong to.
+            labels: (N,), or (N, H, W) of segmentation.
+        """
+        if not self._segments:
+            return functional.cross_entropy(self.classify(maps, ()), labels)
+        logits = self.classify(maps, labels.shape[1:])
+        total = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        # A batch in which no pixel counts has a loss of 0; the mean would be NaN.
+        return total / (labels != IGNORED).sum().clamp_min(1)
 
     def training_loss(self, batch: Batch) -> StepOutput:
         """The loss to minimise on one batch of `num_views` views."""
@@ -158,9 +185,14 @@ class ReferenceMethod(Method):
 
 
 def build_task_head(config: ModelConfig, channels: int, num_classes: int) -> nn.Module:
-    """(N, channels) pooled features to (N, num_classes) logits, initialised as torch does."""
+    """Pooled features (N, channels) to logits (N, num_classes), or maps to maps of logits.
+
+    Initialised as torch does.
+    """
     if config.head == "linear":
         return nn.Linear(channels, num_classes)
+    if config.head != "mlp":
+        return build_segmentation_head(config.head, channels, num_classes)
     return two_layer_head(channels, config.head_width, num_classes)
 
 

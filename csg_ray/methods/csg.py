@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import Optimizer
 
 from csg_ray.config.methods import CSGConfig
@@ -21,7 +20,7 @@ from csg_ray.contrastive.embedding import (
 )
 from csg_ray.contrastive.info_nce import info_nce
 from csg_ray.contrastive.negative_queue import NegativeQueue
-from csg_ray.data.loader import Batch, image_size
+from csg_ray.data.loader import Batch
 from csg_ray.distributed import gather_rows, shares, world_size
 from csg_ray.methods.base import (
     LOSS_WORST,
@@ -56,8 +55,7 @@ class CSG(ReferenceMethod):
         self.loss_weight = method.loss_weight
         self.temperature = method.temperature
         self.ema_momentum = method.ema_momentum
-        independent = config.augment.num_ops > 0 and config.augment.views == "independent"
-        self.num_views = 2 if independent else 1
+        self.num_views = 2 if config.draws_two_views else 1
         self._check_patch_grid()
         keys_per_step = config.train.batch_size * method.patch_grid**2
         self.queue_size = _queue_size(method.queue_size, keys_per_step, steps_per_epoch)
@@ -75,13 +73,15 @@ class CSG(ReferenceMethod):
                 self.queue_size,
                 sub_seed(config.seed, f"queue/{stage}"),
             )
+        # Without this their gradients would pile up unseen, and count in the gradient's norm.
+        self.projection_heads.requires_grad_(method.train_projection)
         self.ema_projection_heads = copy.deepcopy(self.projection_heads).requires_grad_(False)
         self._pending_keys: dict[str, Tensor] = {}
 
     def training_loss(self, batch: Batch) -> StepOutput:
         """CE + lambda * sum over G of InfoNCE (Eq. 4 and 5); the new keys wait for `after_step`."""
         maps = self.features(batch.views[0])
-        task = functional.cross_entropy(self.classify(maps), batch.labels)
+        task = self.task_loss(maps, batch.labels)
         self._pending_keys = self._keys(batch.views[-1], maps)
         nce = torch.stack(
             [
@@ -94,14 +94,18 @@ class CSG(ReferenceMethod):
         return StepOutput(task + self.loss_weight * nce, logs)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The encoder's and the task head's groups, and one of all projection heads."""
-        projections = list(self.projection_heads.parameters())
-        return [*super().parameter_groups(), ("projection_heads", projections, 1.0)]
+        """The encoder's and the task head's groups, and one of all trained projection heads."""
+        groups = super().parameter_groups()
+        if self.settings.train_projection:
+            projections = list(self.projection_heads.parameters())
+            groups.append(("projection_heads", projections, 1.0))
+        return groups
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
         """Move the EMA projection heads, and let the waiting keys into the queues."""
-        update_ema(self.ema_projection_heads, self.projection_heads, self.ema_momentum)
+        if self.settings.train_projection:
+            update_ema(self.ema_projection_heads, self.projection_heads, self.ema_momentum)
         for stage, keys in self._pending_keys.items():
             # A key that is not finite makes the loss NaN, and then no step is taken.
             self._queue(stage).enqueue(self._keys_of_all_ranks(keys), known_finite=True)
@@ -170,9 +174,10 @@ class CSG(ReferenceMethod):
         """Let `split_patches` refuse a grid that does not divide the maps before the first step."""
         if self.settings.patch_grid == 1:
             return
-        side = image_size(self.config.data)
-        with torch.no_grad():
-            maps = self.reference_encoder(torch.zeros(1, 3, side, side))
+        side = self.config.data.image_size
+        # On the meta device a network computes shapes alone.
+        shapes_only = copy.deepcopy(self.encoder).to("meta")
+        maps = shapes_only(torch.zeros(1, 3, side, side, device="meta"))
         for stage in self.settings.stage_numbers():
             self._patches(maps[stage])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch.nn import functional
-
 from csg_ray.data.loader import Batch
 from csg_ray.methods.base import Method, StepOutput
 
@@ -13,5 +11,4 @@ class Vanilla(Method):
 
     def training_loss(self, batch: Batch) -> StepOutput:
         """Cross-entropy of the one view."""
-        loss = functional.cross_entropy(self.predict(batch.views[0]), batch.labels)
-        return StepOutput(loss, {})
+        return StepOutput(self.task_loss(self.features(batch.views[0]), batch.labels), {})

@@ -7,14 +7,22 @@ from dataclasses import replace
 from itertools import chain, combinations, product
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from csg_ray.config.errors import UserError
 from csg_ray.config.explain import accepts, describe, shown
-from csg_ray.config.load import get_setting, override_config, setting_fields, unknown_setting
+from csg_ray.config.load import (
+    check_name,
+    get_setting,
+    override_config,
+    setting_fields,
+    unknown_setting,
+)
 from csg_ray.config.run import RunConfig
 from csg_ray.search_space.domains import Choice, Domain, Float
 from csg_ray.search_space.space import SearchSpace
 
-_SPEED_ONLY = ("data.workers", "evaluation.batch_size")
+_SPEED_ONLY = ("data.workers", "data.cache", "evaluation.batch_size")
 
 
 def check_space(space: SearchSpace) -> SearchSpace:
@@ -23,10 +31,11 @@ def check_space(space: SearchSpace) -> SearchSpace:
     Raises:
         UserError: whatever is wrong first.
     """
+    _check_task(space)
     methods = searched_methods(space)
     _check_base(space, methods)
     for path, domain in space.space.items():
-        _check_shared_path(path, domain, methods)
+        _check_shared_path(space, path, domain, methods)
     for method in methods:
         _check_branch(space, method)
     variants = {method: list(_variants(space, method)) for method in methods}
@@ -44,7 +53,7 @@ def searched_methods(space: SearchSpace) -> tuple[str, ...]:
     elif domain is not None:
         raise UserError("space: method.name takes a choice, not a range")
     for name in names:
-        override_config(RunConfig(), {"method.name": name})
+        check_name("method", name)
     return tuple(dict.fromkeys(names))
 
 
@@ -54,42 +63,54 @@ def domains_of(space: SearchSpace, method: str) -> dict[str, Domain]:
     return {path: domain for path, domain in active.items() if path != "method.name"}
 
 
+def _check_task(space: SearchSpace) -> None:
+    if "data.name" in space.space:
+        raise UserError(
+            "space: data.name is the task at which trials are compared; put it into base"
+        )
+    check_name("data", space.base.get("data.name", RunConfig().data.name))
+
+
 def _check_base(space: SearchSpace, methods: tuple[str, ...]) -> None:
     for path in space.base:
-        if not any(path in setting_fields(method) for method in methods):
-            raise UserError(unknown_setting(path, methods[0]))
+        if not any(path in setting_fields(method, space.data_name) for method in methods):
+            raise UserError(unknown_setting(path, methods[0], space.data_name))
         if any(path in space.active_domains({"method.name": method}) for method in methods):
             raise UserError(
                 f"{path} is searched in space and fixed in base (or by --set); remove one"
             )
 
 
-def _check_shared_path(path: str, domain: Domain, methods: tuple[str, ...]) -> None:
+def _check_shared_path(
+    space: SearchSpace, path: str, domain: Domain, methods: tuple[str, ...]
+) -> None:
     """A setting searched under every method must exist in every method."""
-    having = [method for method in methods if path in setting_fields(method)]
+    data = space.data_name
+    having = [method for method in methods if path in setting_fields(method, data)]
     if not having:
-        raise UserError(f"space: {unknown_setting(path, methods[0])}")
+        raise UserError(f"space: {unknown_setting(path, methods[0], data)}")
     if len(having) < len(methods):
         raise UserError(
             f"space: {path} is no setting of every method that is searched; "
             f"move it into the branch {having[0]} of method.name"
         )
-    _check_field(path, domain, methods[0])
+    _check_field(path, domain, setting_fields(methods[0], data)[path])
 
 
 def _check_branch(space: SearchSpace, method: str) -> None:
     names = space.space.get("method.name")
     branch = names.branches.get(method, {}) if isinstance(names, Choice) else {}
     for path, domain in branch.items():
-        if path not in setting_fields(method):
-            raise UserError(f"space: branch {method}: {unknown_setting(path, method)}")
+        fields = setting_fields(method, space.data_name)
+        if path not in fields:
+            unknown = unknown_setting(path, method, space.data_name)
+            raise UserError(f"space: branch {method}: {unknown}")
         if path in space.space:
             raise UserError(f"space: {path} is searched in branch {method} and outside; remove one")
-        _check_field(path, domain, method)
+        _check_field(path, domain, fields[path])
 
 
-def _check_field(path: str, domain: Domain, method: str) -> None:
-    field = setting_fields(method)[path]
+def _check_field(path: str, domain: Domain, field: FieldInfo) -> None:
     if isinstance(domain, Float) and accepts(field, int) and not accepts(field, float):
         (sampler,) = domain.to_mapping()
         raise UserError(

@@ -119,4 +119,5 @@ def _override(mapping: dict[Any, Any], path: str, value: Any) -> None:
     else:
         others = ["study", *(f"search.{field}" for field in SearchConfig.model_fields)]
         others += [f"resources.{field}" for field in ResourcesConfig.model_fields]
-        raise UserError(unknown_setting(path, RunConfig().method.name, others))
+        default = RunConfig()
+        raise UserError(unknown_setting(path, default.method.name, default.data.name, others))

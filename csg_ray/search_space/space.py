@@ -25,6 +25,11 @@ class SearchSpace:
     search: SearchConfig
     resources: ResourcesConfig
 
+    @property
+    def data_name(self) -> str:
+        """The task, the same in every trial."""
+        return str(self.base.get("data.name", RunConfig().data.name))
+
     def config_for(self, params: Mapping[str, Any]) -> RunConfig:
         """The run configuration of a trial.
 
@@ -34,7 +39,7 @@ class SearchSpace:
             params: dotted path -> value, as sampled.
         """
         default = self.base.get("method.name", RunConfig().method.name)
-        legal = setting_fields(params.get("method.name", default))
+        legal = setting_fields(params.get("method.name", default), self.data_name)
         fixed = {path: value for path, value in self.base.items() if path in legal}
         return override_config(RunConfig(), {**fixed, **params})
 

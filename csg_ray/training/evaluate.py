@@ -1,26 +1,27 @@
-"""Accuracy and hyperspherical energy of one split."""
+"""Accuracy or IoU, and the hyperspherical energy, of one split."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from csg_ray.config.data import Task
 from csg_ray.config.run import RunConfig
-from csg_ray.data.loader import eval_batches, image_size
+from csg_ray.data.epoch import eval_batches, steps_per_epoch
 from csg_ray.data.splits import DomainSplits, Split
 from csg_ray.distributed import gather_features, sum_over_ranks
 from csg_ray.methods import build_method
-from csg_ray.methods.base import TASK_STAGE, Method
+from csg_ray.methods.base import Method
 from csg_ray.metrics import (
     HSE_WORST,
     ConfusionMatrix,
     HypersphericalEnergies,
     hyperspherical_energies,
 )
+from csg_ray.training.scores import score
 
 
 @dataclass(frozen=True)
@@ -28,25 +29,26 @@ class Evaluation:
     """What was measured on one split.
 
     Attributes:
-        confusion: counts of labels and predictions.
-        energies: of the pooled stage-4 features.
+        confusion: counts of labels and predictions, of images or of pixels.
+        energies: of the pooled stage-4 features, one per image.
         finite: whether every logit was; a diverged encoder still gets an accuracy by argmax.
         class_names: one name per class number.
+        task: of the metrics.
     """
 
     confusion: ConfusionMatrix
     energies: HypersphericalEnergies
     finite: bool
     class_names: tuple[str, ...]
+    task: Task
 
     @property
     def metrics(self) -> dict[str, float]:
         """The metrics by name, without the split's prefix.
 
-        A class without images in the split has no accuracy, and so no key.
+        A class without a label in the split has no accuracy and no IoU, and so no key.
         """
-        accuracies = zip(self.class_names, self.confusion.class_accuracies.tolist(), strict=True)
-        return {
+        metrics = {
             "mean_class_accuracy": self.confusion.mean_class_accuracy,
             "accuracy": self.confusion.accuracy,
             "hse": self.energies.power0,
@@ -55,26 +57,44 @@ class Evaluation:
             "hse_power2": self.energies.power2,
             "hse_duplicates": float(self.energies.duplicates),
             "hse_zero_rows": float(self.energies.zero_rows),
-            **{
-                f"class_accuracy/{name}": value
-                for name, value in accuracies
-                if not math.isnan(value)
-            },
+        }
+        if self.task == "segmentation":
+            metrics["mean_iou"] = self.confusion.mean_iou
+        unlabelled = set(self.confusion.unlabelled_classes)
+        per_class, prefix = self._per_class
+        return metrics | {
+            f"{prefix}/{name}": value
+            for number, (name, value) in enumerate(zip(self.class_names, per_class, strict=True))
+            if number not in unlabelled
         }
 
+    @property
+    def _per_class(self) -> tuple[list[float], str]:
+        if self.task == "segmentation":
+            return self.confusion.class_ious.tolist(), PER_CLASS[self.task]
+        return self.confusion.class_accuracies.tolist(), PER_CLASS[self.task]
 
-def worst_metrics(split: Split) -> dict[str, float]:
+
+PER_CLASS: dict[Task, str] = {
+    "classification": "class_accuracy",
+    "segmentation": "class_iou",
+}
+
+
+def worst_metrics(split: Split, task: Task) -> dict[str, float]:
     """The worst finite value of every metric of a split, reported after a divergence."""
     pairs = len(split) * (len(split) - 1) // 2
+    scores = ("mean_class_accuracy", "accuracy")
+    if task == "segmentation":
+        scores = (*scores, "mean_iou")
     return {
-        "mean_class_accuracy": 0.0,
-        "accuracy": 0.0,
+        **dict.fromkeys(scores, 0.0),
         **HSE_WORST,
         "hse_duplicates": float(pairs),
         "hse_zero_rows": float(len(split)),
         **{
-            f"class_accuracy/{split.class_names[number]}": 0.0
-            for number in sorted(set(split.labels.tolist()))
+            f"{PER_CLASS[task]}/{split.class_names[number]}": 0.0
+            for number in split.labelled_classes()
         },
     }
 
@@ -93,11 +113,11 @@ def load_trained(
     Raises:
         UserError: the weights that the methods start from cannot be had, or are others by now.
     """
-    steps_per_epoch = len(splits.source_train) // config.train.batch_size
+    steps = steps_per_epoch(len(splits.source_train), config.train)
     methods = []
     for repeat in state["repeats"]:
         own_config = config.model_copy(update={"seed": repeat["seed"]})
-        method = build_method(own_config, len(splits.class_names), steps_per_epoch)
+        method = build_method(own_config, len(splits.class_names), steps)
         method.load_state_dict(repeat["method"])
         methods.append(method.to(device))
     return methods
@@ -120,28 +140,22 @@ def measure_split(
     """
     was_training = method.training
     method.eval()
-    settings = config.evaluation
     confusion = ConfusionMatrix(len(split.class_names))
-    sampled = _energy_sample(len(split), settings.hse_max_images).to(device)
+    sampled = _energy_sample(len(split), config.evaluation.hse_max_images).to(device)
     features: list[Tensor] = []
     non_finite = torch.zeros((), dtype=torch.int64, device=device)
-    batches = eval_batches(split, image_size(config.data), settings.batch_size, config.data.workers)
-    for batch in batches.share_of_all():
+    for batch in eval_batches(split, config).share_of_all():
         batch = batch.to(device)
-        images = batch.views[0]
-        maps = method.features(images)
-        scores = method.classify(maps)
-        non_finite += (~scores.isfinite()).sum()
-        if settings.flip:
-            scores = scores.sigmoid() + method.predict(images.flip(3)).sigmoid()
-        confusion.update(scores.argmax(dim=1), batch.labels)
-        features.append(maps[TASK_STAGE].mean(dim=(2, 3))[sampled[batch.indices]])
+        scores = score(method, batch.views[0], config)
+        non_finite += ~scores.finite
+        confusion.update(scores.values.argmax(dim=1), batch.labels)
+        features.append(scores.embeddings[sampled[batch.indices]])
     method.train(was_training)
     counts = torch.cat([confusion.counts.flatten(), non_finite.cpu().view(1)]).to(device)
     *cells, bad_scores = sum_over_ranks(counts).tolist()
     confusion.counts = torch.tensor(cells).view_as(confusion.counts)
     energies = hyperspherical_energies(gather_features(features, device))
-    return Evaluation(confusion, energies, bad_scores == 0, split.class_names)
+    return Evaluation(confusion, energies, bad_scores == 0, split.class_names, config.data.task)
 
 
 def _energy_sample(count: int, at_most: int) -> Tensor:

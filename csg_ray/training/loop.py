@@ -14,8 +14,9 @@ import torch
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.run import RunConfig
+from csg_ray.data.epoch import steps_per_epoch, train_batches
 from csg_ray.data.load import load_splits
-from csg_ray.data.loader import Batch, image_size, train_batches
+from csg_ray.data.loader import Batch
 from csg_ray.data.splits import DomainSplits
 from csg_ray.distributed import on_rank_zero, rank, shares, sum_over_ranks, world_size
 from csg_ray.methods import build_method
@@ -34,7 +35,7 @@ Metrics = dict[str, float]
 OnEpochEnd = Callable[[Metrics, Callable[[StoragePath], None]], None]
 
 # Metrics that come with their deviation over repeats, and the deviation after a divergence.
-DEVIATIONS = {"mean_class_accuracy": 1.0, "hse": HSE_WORST["hse"]}
+DEVIATIONS = {"mean_class_accuracy": 1.0, "mean_iou": 1.0, "hse": HSE_WORST["hse"]}
 
 
 class DivergedError(Exception):
@@ -53,7 +54,7 @@ class Training:
         self.splits = splits
         self.device = device
         batch_size = config.train.batch_size
-        self.steps_per_epoch = len(splits.source_train) // batch_size
+        self.steps_per_epoch = steps_per_epoch(len(splits.source_train), config.train)
         self.method = build_method(config, len(splits.class_names), self.steps_per_epoch).to(device)
         self._training_loss = spread(self.method, config)
         self.optimizer = build_optimizer(self.method, config.train)
@@ -63,7 +64,7 @@ class Training:
         self._rng = rng_state()
 
     def run_epoch(self, epoch: int) -> Metrics:
-        """Train epoch number `epoch` (from 1), then measure source_val and target_val.
+        """Train epoch number `epoch` (from 1), then measure what the splits have to be measured on.
 
         Raises:
             DivergedError: the loss, too many gradients in a row, or the logits are not finite.
@@ -71,7 +72,7 @@ class Training:
         set_rng_state(self._rng)
         metrics = self._train_epoch(epoch)
         self.method.on_epoch_end(EpochContext(epoch, self.splits))
-        for split in (self.splits.source_val, self.splits.target_val):
+        for split in self.splits.measured:
             evaluation = measure_split(self.method, split, self.config, self.device)
             if not evaluation.finite:
                 raise DivergedError(f"non-finite logits on {split.name} after epoch {epoch}")
@@ -100,16 +101,8 @@ class Training:
 
     def _train_epoch(self, epoch: int) -> Metrics:
         config = self.config
-        batches = train_batches(
-            self.method.training_data(self.splits, epoch),
-            config.augment,
-            self.method.num_views,
-            image_size(config.data),
-            config.train.batch_size,
-            config.seed,
-            epoch,
-            config.data.workers,
-        )
+        split = self.method.training_data(self.splits, epoch)
+        batches = train_batches(split, config, self.method.num_views, epoch)
         sums: dict[str, torch.Tensor] = {}
         skipped = 0
         started = time.perf_counter()
@@ -242,8 +235,8 @@ def _worst(trainings: list[Training]) -> Metrics:
     metrics = {f"train/{name}": value for name, value in logs.items()}
     metrics["train/skipped_steps"] = float(max(each.skipped_in_a_row for each in trainings))
     metrics["images_per_second"] = 0.0
-    for split in (training.splits.source_val, training.splits.target_val):
-        for name, value in worst_metrics(split).items():
+    for split in training.splits.measured:
+        for name, value in worst_metrics(split, training.config.data.task).items():
             metrics[f"{split.name}/{name}"] = value
             if len(trainings) > 1 and name in DEVIATIONS:
                 metrics[f"{split.name}/{name}_std"] = DEVIATIONS[name]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from csg_ray.config.run import DataConfig
+from csg_ray.config.data import DigitsConfig
 from csg_ray.data.digits.glyphs import NUM_CLASSES, TRAIN_FAMILIES, VAL_FAMILIES, render_glyphs
 from csg_ray.data.digits.sensor import to_images
 from csg_ray.data.splits import UNLABELLED, ArraySplit, DomainSplits, SealedSplit
@@ -29,7 +29,7 @@ class TargetIndices(NamedTuple):
     test: NDArray[np.int64]
 
 
-def load_digit_splits(config: DataConfig) -> DomainSplits:
+def load_digit_splits(config: DigitsConfig) -> DomainSplits:
     """Render the source and split the target.
 
     Args:

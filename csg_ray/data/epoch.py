@@ -1,0 +1,210 @@
+"""One pass over a split: which images in which order, and how each is augmented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from csg_ray.config.data import SegmentationConfig
+from csg_ray.config.errors import UserError
+from csg_ray.config.run import RunConfig, TrainConfig
+from csg_ray.data.loader import Batch, Batches
+from csg_ray.data.rand_augment import Augmentation, build_key_augmentation
+from csg_ray.data.scene_transforms import SceneTransform
+from csg_ray.data.splits import ClassSplit, SceneSplit, Split
+from csg_ray.data.transforms import (
+    Transform,
+    build_eval_transform,
+    build_train_transform,
+    normalise,
+)
+from csg_ray.seeding import sub_seed
+
+
+def train_batches(split: Split, config: RunConfig, num_views: int, epoch: int) -> Batches:
+    """One shuffled, augmented epoch; the incomplete last batch is dropped.
+
+    Args:
+        split: The images.
+        config: Its seed and the epoch fix the order; these, the image and the view fix each draw.
+        num_views: Views per image. They are one tensor when `augment.views` is shared or nothing
+            is augmented.
+        epoch: Any whole number, different for each epoch.
+
+    Raises:
+        UserError: The split does not fill one batch.
+    """
+    shuffle = Generator().manual_seed(sub_seed(config.seed, f"shuffle/{epoch}"))
+    draws = _draw(len(split), split.name, config.train, shuffle)
+    seed = sub_seed(config.seed, f"augment/{epoch}")
+    load: Callable[[Tensor], Batch]
+    if isinstance(config.data, SegmentationConfig):
+        assert isinstance(split, SceneSplit)
+        load = _TrainSceneLoader(
+            split=split,
+            transform=scene_transform(config.data),
+            augment_key=build_key_augmentation(config.augment) if num_views > 1 else None,
+            seed=seed,
+        )
+    else:
+        assert isinstance(split, ClassSplit)
+        load = _TrainClassLoader(
+            split=split,
+            transform=build_train_transform(config.augment, config.data.image_size),
+            num_views=num_views,
+            num_draws=num_views if config.draws_two_views else 1,
+            seed=seed,
+        )
+    return Batches(torch.split(draws, config.train.batch_size), load, config.data.workers)
+
+
+def eval_batches(split: Split, config: RunConfig) -> Batches:
+    """The whole split in order, in one view, the last batch as small as it comes.
+
+    Segmentation gets its images whole, in the size that they have.
+    """
+    load: Callable[[Tensor], Batch]
+    if isinstance(config.data, SegmentationConfig):
+        assert isinstance(split, SceneSplit)
+        load = _EvalSceneLoader(split)
+    else:
+        assert isinstance(split, ClassSplit)
+        load = _EvalClassLoader(split, build_eval_transform(config.data.image_size))
+    positions = torch.arange(len(split))
+    return Batches(torch.split(positions, config.evaluation.batch_size), load, config.data.workers)
+
+
+def steps_per_epoch(num_images: int, config: TrainConfig) -> int:
+    """Batches in an epoch of so many images."""
+    if config.steps_per_epoch == "auto":
+        return num_images // config.batch_size
+    return config.steps_per_epoch
+
+
+def scene_transform(config: SegmentationConfig) -> SceneTransform:
+    """What training does to an image and its label map."""
+    size: int = config.image_size  # type: ignore[attr-defined]
+    return SceneTransform(size, config.flip, config.min_scale, config.max_scale)
+
+
+def _draw(num_images: int, name: str, config: TrainConfig, generator: Generator) -> Tensor:
+    """The images of an epoch in order, (steps * B,) int64.
+
+    Drawn with replacement, an image comes back as its number plus `num_images`, then plus twice as
+    much, so that every time it is augmented anew.
+
+    Raises:
+        UserError: The images do not fill one batch.
+    """
+    if config.steps_per_epoch != "auto":
+        count = config.steps_per_epoch * config.batch_size
+        drawn = torch.randint(num_images, (count,), generator=generator)
+        return drawn + num_images * _occurrence(drawn)
+    if num_images < config.batch_size:
+        raise UserError(
+            f"train.batch_size {config.batch_size} is larger than the {num_images} images of "
+            f"{name}: set it to at most {num_images}"
+        )
+    order = torch.randperm(num_images, generator=generator)
+    return order[: num_images // config.batch_size * config.batch_size]
+
+
+def _occurrence(values: Tensor) -> Tensor:
+    """How often each value of (N,) has stood before it."""
+    ordered, order = values.sort(stable=True)
+    starts = torch.searchsorted(ordered, ordered)
+    occurrence = torch.empty_like(order)
+    occurrence[order] = torch.arange(len(values)) - starts
+    return occurrence
+
+
+def _key(draw: int, num_images: int, view: int) -> str:
+    """What the augmentation of a draw is keyed by."""
+    again, index = divmod(draw, num_images)
+    return f"{index}/{view}/{again}" if again else f"{index}/{view}"
+
+
+@dataclass(frozen=True)
+class _TrainClassLoader:
+    split: ClassSplit
+    transform: Transform
+    num_views: int
+    num_draws: int
+    seed: int
+
+    def __call__(self, draws: Tensor) -> Batch:
+        count = len(self.split)
+        indices = draws % count
+        images = [self.split.image(index) for index in indices.tolist()]
+        generator = Generator()
+        views = []
+        for view in range(self.num_draws):
+            crops = []
+            for draw, image in zip(draws.tolist(), images, strict=True):
+                generator.manual_seed(sub_seed(self.seed, _key(draw, count, view)))
+                crops.append(self.transform.crop(image, generator))
+            views.append(normalise(crops))
+        if self.num_draws < self.num_views:
+            views *= self.num_views
+        return Batch(tuple(views), self.split.labels[indices], indices)
+
+
+@dataclass(frozen=True)
+class _EvalClassLoader:
+    split: ClassSplit
+    transform: Transform
+
+    def __call__(self, indices: Tensor) -> Batch:
+        crops = [self.transform.crop(self.split.image(index)) for index in indices.tolist()]
+        return Batch((normalise(crops),), self.split.labels[indices], indices)
+
+
+@dataclass(frozen=True)
+class _TrainSceneLoader:
+    """The query is the crop as it is, the key the same crop in other colours."""
+
+    split: SceneSplit
+    transform: SceneTransform
+    augment_key: Augmentation | None
+    seed: int
+
+    def __call__(self, draws: Tensor) -> Batch:
+        count = len(self.split)
+        indices = draws % count
+        generator = Generator()
+        queries, keys, labels = [], [], []
+        for draw, index in zip(draws.tolist(), indices.tolist(), strict=True):
+            generator.manual_seed(sub_seed(self.seed, _key(draw, count, 0)))
+            image, label_map = self.split.image(index), self.split.label_map(index)
+            query, label = self.transform.crop(image, label_map, generator)
+            queries.append(query)
+            labels.append(label)
+            if self.augment_key is not None:
+                generator.manual_seed(sub_seed(self.seed, _key(draw, count, 1)))
+                keys.append(self.augment_key(query, generator))
+        views = [normalise(crops) for crops in (queries, keys) if crops]
+        return Batch(tuple(views), _stack(labels), indices)
+
+
+@dataclass(frozen=True)
+class _EvalSceneLoader:
+    split: SceneSplit
+
+    def __call__(self, indices: Tensor) -> Batch:
+        images = [self.split.image(index) for index in indices.tolist()]
+        if len({image.size for image in images}) > 1:
+            raise UserError(
+                f"evaluation.batch_size is {len(images)}, but the images of {self.split.name} "
+                "differ in size; set it to 1"
+            )
+        labels = [self.split.label_map(index) for index in indices.tolist()]
+        return Batch((normalise(images),), _stack(labels), indices)
+
+
+def _stack(label_maps: list[NDArray[np.uint8]]) -> Tensor:
+    return torch.from_numpy(np.stack(label_maps)).long()
