@@ -54,7 +54,7 @@ def _convolve_by_loops(features: Tensor, conv: nn.Conv2d, dilation: int) -> Tens
 
 def test_deeplabv2_is_the_sum_of_four_dilated_convolutions() -> None:
     head = build_segmentation_head("deeplabv2", 3, 2)
-    features = torch.randn(1, 3, 14, 9)
+    features = torch.randn(1, 3, 26, 8)  # taller than the widest dilation
     convolutions = [module for module in head.modules() if isinstance(module, nn.Conv2d)]
     expected = torch.stack(
         [
