@@ -130,6 +130,20 @@ def test_imagenet_weights_come_from_the_cache(
     assert filled["layer4.1.conv2.weight"].equal(state["layer4.1.conv2.weight"])
 
 
+def test_the_same_weights_fill_the_dilated_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    state = build_resnet("resnet50").state_dict()
+    _save(state, tmp_path / "checkpoints" / "resnet50-0676ba61.pth")
+    encoder = build_encoder(ModelConfig(name="resnet50", weights="imagenet"), output_stride=8)
+    assert all(tensor.equal(state[name]) for name, tensor in encoder.state_dict().items())
+    drawn = build_encoder(ModelConfig(name="resnet50", weights="none"), output_stride=8)
+    for dilated in (encoder, drawn):
+        assert dilated.eval()(torch.zeros(1, 3, 32, 32))[4].shape == (1, 2048, 4, 4)
+
+
 def test_no_network_names_the_file_and_where_to_put_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet18, resnet50
+from torchvision.models.segmentation import deeplabv3_resnet50
 
 from csg_ray.models.resnet import STAGES, InstanceBatchNorm, build_resnet
 
@@ -31,6 +33,70 @@ def test_torchvision_weights_load_and_give_torchvision_logits(build: type[nn.Mod
         maps = encoder(images)
         torch.testing.assert_close(encoder.pretraining_logits(maps[4]), published(images))
     assert encoder.stage_channels == {stage: maps[stage].shape[1] for stage in STAGES}
+
+
+def test_output_stride_8_is_torchvisions_dilated_backbone_on_the_same_weights() -> None:
+    torch.manual_seed(0)
+    published = resnet50().eval().state_dict()
+    encoder = build_resnet("resnet50", output_stride=8).eval()
+    encoder.load_state_dict(published)
+    backbone = deeplabv3_resnet50(weights=None, weights_backbone=None).backbone.eval()
+    backbone.load_state_dict({k: v for k, v in published.items() if not k.startswith("fc.")})
+    images = torch.randn(1, 3, 64, 48)
+    with torch.no_grad():
+        maps = encoder(images)
+        torch.testing.assert_close(maps[4], backbone(images)["out"])
+    assert [tuple(maps[stage].shape[2:]) for stage in STAGES] == [(16, 12)] + 3 * [(8, 6)]
+
+
+def _stage_convolutions(encoder: nn.Module, stage: int) -> list[tuple[int, int]]:
+    """(stride, dilation) of the 3x3 convolution of every block."""
+    return [
+        (convolution.stride[0], convolution.dilation[0])
+        for convolution in encoder.get_submodule(f"layer{stage}").modules()
+        if isinstance(convolution, nn.Conv2d) and convolution.kernel_size == (3, 3)
+    ]
+
+
+def test_output_stride_8_dilates_stages_3_and_4_by_half_in_their_first_blocks() -> None:
+    encoder = build_resnet("resnet101", output_stride=8)
+    assert _stage_convolutions(encoder, 2) == [(2, 1)] + 3 * [(1, 1)]
+    assert _stage_convolutions(encoder, 3) == [(1, 1)] + 22 * [(1, 2)]
+    assert _stage_convolutions(encoder, 4) == [(1, 2)] + 2 * [(1, 4)]
+    plain = build_resnet("resnet101").state_dict()
+    shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in plain.items()}
+
+
+@pytest.mark.parametrize("name", ["mini", "resnet50", "resnet101"])
+def test_a_crop_of_512_gives_maps_of_64(name: str) -> None:
+    with torch.device("meta"):  # sizes without the work
+        maps = build_resnet(name, output_stride=8)(torch.empty(1, 3, 512, 512))
+    assert maps[3].shape[2:] == maps[4].shape[2:] == (64, 64)
+
+
+def test_output_stride_8_leaves_mini_as_it_is() -> None:
+    torch.manual_seed(0)
+    plain = build_resnet("mini").eval()
+    strided = build_resnet("mini", output_stride=8).eval()
+    strided.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for expected, got in zip(plain(images).values(), strided(images).values(), strict=True):
+            assert got.equal(expected)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_networks_of_basic_blocks_cannot_be_dilated(name: str) -> None:
+    with pytest.raises(NotImplementedError):
+        build_resnet(name, output_stride=8)
+
+
+@pytest.mark.parametrize("norm", ["ibn_a", "ibn_b"])
+def test_the_instance_norm_variants_can_be_dilated(norm: Literal["ibn_a", "ibn_b"]) -> None:
+    with torch.device("meta"):
+        maps = build_resnet("resnet50", norm, output_stride=8)(torch.empty(1, 3, 64, 64))
+    assert maps[4].shape == (1, 2048, 8, 8)
 
 
 def test_taps_are_the_outputs_of_the_stages() -> None:

@@ -14,22 +14,26 @@ from torchvision.models import WeightsEnum, get_model_weights
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.run import ModelConfig
-from csg_ray.models.resnet import TappedResNet, build_resnet
+from csg_ray.models.resnet import OutputStride, TappedResNet, build_resnet
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 BUNDLED_FILES = {"batch": "mini.pt", "ibn_a": "mini_ibn_a.pt", "ibn_b": "mini_ibn_b.pt"}
 
 
-def build_encoder(config: ModelConfig) -> TappedResNet:
+def build_encoder(config: ModelConfig, output_stride: OutputStride = 32) -> TappedResNet:
     """The encoder that `config` names, in float32, filled with the weights that it names.
 
     `weights: none` is the one way to a random start; it draws from torch's global generator.
+
+    Args:
+        config: its name, its norm and its weights.
+        output_stride: as of `build_resnet`.
 
     Raises:
         UserError: the weights cannot be had, or belong to another network.
     """
     if config.weights == "none":
-        return build_resnet(config.name, config.norm)
+        return build_resnet(config.name, config.norm, output_stride=output_stride)
     if config.weights == "bundled":
         source = _bundled_file(config)
         weights = _read_weights(source)
@@ -38,7 +42,7 @@ def build_encoder(config: ModelConfig) -> TappedResNet:
     else:
         source = Path(config.weights).expanduser()
         weights = _read_weights(source)
-    encoder = build_resnet(config.name, config.norm, _classifier_width(weights))
+    encoder = build_resnet(config.name, config.norm, _classifier_width(weights), output_stride)
     _fill(encoder, weights, config, source)
     return encoder
 

@@ -10,6 +10,7 @@ from torchvision.models import resnet as torchvision_resnet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 Norm = Literal["batch", "ibn_a", "ibn_b"]
+OutputStride = Literal[8, 32]
 
 STAGES = (1, 2, 3, 4)
 TORCHVISION_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -139,21 +140,29 @@ def _out_channels(stage: nn.Module) -> int:
     return [conv for conv in convolutions if id(conv) not in shortcuts][-1].out_channels
 
 
-def build_resnet(name: str, norm: Norm = "batch", num_classes: int | None = None) -> TappedResNet:
+def build_resnet(
+    name: str,
+    norm: Norm = "batch",
+    num_classes: int | None = None,
+    output_stride: OutputStride = 32,
+) -> TappedResNet:
     """A randomly initialised tapped ResNet; `csg_ray.models.encoders` fills it.
 
     Args:
         name: `mini` or one of `TORCHVISION_MODELS`.
         norm: `batch`, or an IBN variant (`ibn_a`, `ibn_b`).
         num_classes: of the pre-training task; None: 10 for `mini`, ImageNet's 1000 for the others.
+        output_stride: sides of the image to those of the stage-4 map. 8 dilates stages 3 and 4 and
+            changes no parameter, so that the same weights load. `mini` is always at 8.
 
     Raises:
         KeyError: the name is not known.
+        NotImplementedError: output stride 8 of resnet18 or resnet34, which cannot be dilated.
     """
     if name == "mini":
         network: nn.Module = _MiniNetwork(num_classes or MINI_CLASSES)
     else:
-        network = _torchvision_network(name, num_classes or IMAGENET_CLASSES)
+        network = _torchvision_network(name, num_classes or IMAGENET_CLASSES, output_stride)
     if norm == "ibn_a":
         _apply_ibn_a(network)
     elif norm == "ibn_b":
@@ -161,10 +170,15 @@ def build_resnet(name: str, norm: Norm = "batch", num_classes: int | None = None
     return TappedResNet(network)
 
 
-def _torchvision_network(name: str, num_classes: int) -> nn.Module:
+def _torchvision_network(name: str, num_classes: int, output_stride: OutputStride) -> nn.Module:
     if name not in TORCHVISION_MODELS:
         raise KeyError(name)
-    network: nn.Module = getattr(torchvision_resnet, name)(weights=None, num_classes=num_classes)
+    dilated = output_stride == 8
+    network: nn.Module = getattr(torchvision_resnet, name)(
+        weights=None,
+        num_classes=num_classes,
+        replace_stride_with_dilation=[False, dilated, dilated],
+    )
     return network
 
 
