@@ -14,7 +14,7 @@ from csg_ray.data.digits.glyphs import FAMILIES, TRAIN_FAMILIES, VAL_FAMILIES, r
 from csg_ray.data.digits.sensor import count_blocks, to_images
 from csg_ray.data.digits.task import split_target
 from csg_ray.data.load import load_splits
-from csg_ray.data.splits import DomainSplits
+from csg_ray.data.splits import ClassSplit, DomainSplits
 
 SMALL = DigitsConfig(num_train=60, num_val=40)
 
@@ -109,17 +109,20 @@ def test_target_splits_hold_the_handwritten_digits(splits: DomainSplits, tmp_pat
     digits = load_digits()
     whole = to_images(digits.images.astype(np.uint8))
     parts = split_target(digits.target.astype(np.int64), SMALL.seed)
+    assert splits.target_test is not None
     test, _ = splits.target_test.open(tmp_path / "ledger.jsonl", "test")
     assert splits.target_train is not None
     np.testing.assert_array_equal(stacked(splits.target_train), whole[parts.train])
     np.testing.assert_array_equal(stacked(splits.target_val), whole[parts.val])
     np.testing.assert_array_equal(stacked(test), whole[parts.test])
+    assert isinstance(splits.target_val, ClassSplit)
+    assert isinstance(test, ClassSplit)
     np.testing.assert_array_equal(splits.target_val.labels.numpy(), digits.target[parts.val])
     np.testing.assert_array_equal(test.labels.numpy(), digits.target[parts.test])
 
 
 def test_target_train_gives_no_label_away(splits: DomainSplits) -> None:
-    assert splits.target_train is not None
+    assert isinstance(splits.target_train, ClassSplit)
     assert splits.target_train.labels.tolist() == [-1] * 200
     labels = load_digits().target.astype(np.int64)
     hidden = labels[split_target(labels, SMALL.seed).train]
@@ -130,8 +133,8 @@ def test_target_train_gives_no_label_away(splits: DomainSplits) -> None:
 def test_source_does_not_depend_on_the_number_of_images(splits: DomainSplits) -> None:
     larger = load_splits(DigitsConfig(num_train=70, num_val=40))
     np.testing.assert_array_equal(stacked(larger.source_train)[:60], stacked(splits.source_train))
-    assert larger.source_val.fingerprint == splits.source_val.fingerprint
-    assert larger.target_test.fingerprint == splits.target_test.fingerprint
+    for name in ("source_val", "target_test"):
+        assert getattr(larger, name).fingerprint == getattr(splits, name).fingerprint
     assert larger.fingerprint != splits.fingerprint
 
 

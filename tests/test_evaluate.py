@@ -35,7 +35,7 @@ class Stub(Vanilla):
         plane = torch.stack([angle.cos(), angle.sin()], dim=1)
         return {4: (plane * self.scale)[:, :, None, None].expand(-1, -1, 2, 2)}
 
-    def classify(self, maps: dict[int, Tensor]) -> Tensor:
+    def classify(self, maps: dict[int, Tensor], size: tuple[int, int]) -> Tensor:
         cosine, sine = maps[4][:, 0, 0, 0], maps[4][:, 1, 0, 0]
         value = (torch.atan2(sine, cosine) * 10).round()
         return (2 - 1.5 * (value[:, None] - torch.arange(3.0)).abs()) * self.scale
@@ -82,7 +82,7 @@ def test_a_class_without_images_has_no_accuracy() -> None:
     metrics = evaluate_split(_stub(config), split, config, CPU)
     per_class = {name: value for name, value in metrics.items() if "class_accuracy/" in name}
     assert per_class == {"class_accuracy/a": 1.0, "class_accuracy/c": 0.5}
-    assert worst_metrics(split).keys() == metrics.keys()
+    assert worst_metrics(split, "classification").keys() == metrics.keys()
 
 
 def test_features_of_length_zero_are_counted() -> None:
@@ -161,7 +161,10 @@ def test_non_finite_logits_are_noticed_and_the_metrics_stay_finite() -> None:
 
 def test_worst_metrics_have_the_keys_of_good_ones_and_are_worse() -> None:
     config, split = _config(), _split([0, 1, 2, 0], [0, 1, 2, 2])
-    worst, good = worst_metrics(split), evaluate_split(_stub(config), split, config, CPU)
+    worst, good = (
+        worst_metrics(split, "classification"),
+        evaluate_split(_stub(config), split, config, CPU),
+    )
     assert worst.keys() == good.keys()
     for name, value in good.items():
         assert worst[name] < value if "accuracy" in name else worst[name] > value

@@ -11,8 +11,9 @@ from torchvision import transforms
 
 from csg_ray.config.data import DigitsConfig
 from csg_ray.config.errors import UserError
-from csg_ray.config.run import AugmentConfig
-from csg_ray.data.loader import Batch, Batches, eval_batches, image_size, train_batches
+from csg_ray.config.run import AugmentConfig, EvaluationConfig, RunConfig, TrainConfig
+from csg_ray.data.epoch import eval_batches, train_batches
+from csg_ray.data.loader import Batch, Batches
 from csg_ray.data.splits import ArraySplit
 from csg_ray.data.transforms import build_eval_transform, build_train_transform, normalise
 
@@ -34,7 +35,19 @@ def epoch(
     number: int = 0,
     workers: int = 0,
 ) -> Batches:
-    return train_batches(split, augment, num_views, 32, batch_size, seed, number, workers)
+    config = RunConfig(
+        seed=seed,
+        data=DigitsConfig(workers=workers),
+        augment=augment,
+        train=TrainConfig(batch_size=batch_size),
+    )
+    return train_batches(split, config, num_views, number)
+
+
+def evaluation(split: ArraySplit, batch_size: int, workers: int = 0) -> Batches:
+    settings = EvaluationConfig(batch_size=batch_size)
+    config = RunConfig(data=DigitsConfig(workers=workers), evaluation=settings)
+    return eval_batches(split, config)
 
 
 def by_index(batches: Batches) -> dict[int, tuple[Tensor, ...]]:
@@ -75,7 +88,7 @@ def test_workers_change_nothing(split: ArraySplit, implementation: str) -> None:
     augment = AugmentConfig(implementation=implementation, num_ops=2, magnitude=20)  # type: ignore[arg-type]
     alone = list(epoch(split, augment))
     assert_equal(alone, list(epoch(split, augment, workers=2)))
-    assert_equal(list(eval_batches(split, 32, 8, 0)), list(eval_batches(split, 32, 8, 2)))
+    assert_equal(list(evaluation(split, 8, 0)), list(evaluation(split, 8, 2)))
 
 
 def test_an_epoch_repeats_and_epochs_and_seeds_differ(split: ArraySplit) -> None:
@@ -152,14 +165,14 @@ def test_global_generators_stay_untouched(split: ArraySplit) -> None:
     for workers in (0, 2):
         list(epoch(split, workers=workers))
         list(epoch(split, AugmentConfig(implementation="torchvision"), workers=workers))
-        list(eval_batches(split, 32, 8, workers))
+        list(evaluation(split, 8, workers))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert np.array_equal(np.random.get_state()[1], before[2])  # type: ignore[index] # noqa: NPY002
 
 
 def test_evaluation_reads_everything_in_order(split: ArraySplit) -> None:
-    batches = eval_batches(split, 32, 8, 0)
+    batches = evaluation(split, 8, 0)
     assert len(batches) == 3
     listed = list(batches)
     assert [len(batch.labels) for batch in listed] == [8, 8, 6]
@@ -171,7 +184,7 @@ def test_evaluation_reads_everything_in_order(split: ArraySplit) -> None:
 
 
 def test_no_augmentation_means_the_evaluation_image(split: ArraySplit) -> None:
-    plain = torch.cat([batch.views[0] for batch in eval_batches(split, 32, 22, 0)])
+    plain = torch.cat([batch.views[0] for batch in evaluation(split, 22, 0)])
     for index, views in by_index(epoch(split, AugmentConfig(num_ops=0))).items():
         assert torch.equal(views[0], plain[index])
 
@@ -179,10 +192,6 @@ def test_no_augmentation_means_the_evaluation_image(split: ArraySplit) -> None:
 def test_a_split_smaller_than_a_batch_is_refused(split: ArraySplit) -> None:
     with pytest.raises(UserError, match=r"train\.batch_size 23 .* 22 images .* at most 22"):
         epoch(split, batch_size=23)
-
-
-def test_digits_are_32_pixels() -> None:
-    assert image_size(DigitsConfig()) == 32
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (17, 23), (24, 24), (24, 31)])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from csg_ray.config.data import DigitsConfig
+from csg_ray.config.data import DataConfig, DigitsConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig, VanillaConfig
 from csg_ray.config.run import ModelConfig, RunConfig, TrainConfig
@@ -42,7 +42,7 @@ SPLIT_METRICS = (
 )
 
 
-def _small_splits(config: DigitsConfig) -> DomainSplits:
+def _small_splits(config: DataConfig) -> DomainSplits:
     """The digits with 40 target images."""
     splits = load_splits(config)
     target = splits.target_val

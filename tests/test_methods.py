@@ -93,7 +93,7 @@ def test_features_and_prediction(name: str) -> None:
     channels = {stage: features.shape[1] for stage, features in maps.items()}
     assert channels == method.encoder.stage_channels
     assert method.predict(images).shape == (3, CLASSES)
-    assert method.predict(images).equal(method.classify(maps))
+    assert method.predict(images).equal(method.classify(maps, (32, 32)))
     # Each image is predicted by itself, whatever else is in the batch.
     torch.testing.assert_close(method.predict(images[1:2]), method.predict(images)[1:2])
 

@@ -92,7 +92,7 @@ def random_outcome(draws: random.Random, number: int) -> Outcome:
 def test_kept_trial_by_trial_as_by_sorting_everything(seed: int) -> None:
     draws = random.Random(seed)
     own = [Objective(metric="source_val/hse", mode="min"), Objective(metric=ENERGY, mode="min")]
-    rules, count = retention_rules(own), draws.randint(1, 4)
+    rules, count = retention_rules(own, "mean_class_accuracy"), draws.randint(1, 4)
     numbers = draws.sample(range(9_950, 10_050), 60)  # ids of four and of five digits
     best = BestTrials(rules, count)
     ended: list[Outcome] = []
@@ -107,9 +107,11 @@ def test_kept_trial_by_trial_as_by_sorting_everything(seed: int) -> None:
 
 
 def test_every_rule_and_every_objective_counts_once() -> None:
-    assert retention_rules([Objective(metric=ACCURACY, mode="max")]) == tuple(RULES.values())
+    assert retention_rules(
+        [Objective(metric=ACCURACY, mode="max")], "mean_class_accuracy"
+    ) == tuple(RULES.values())
     several = [Objective(metric=ENERGY, mode="min"), Objective(metric="source_val/hse", mode="max")]
-    *named, own = retention_rules(several)
+    *named, own = retention_rules(several, "mean_class_accuracy")
     assert named == list(RULES.values())
     assert (own.metric, own.mode) == ("source_val/hse", "max")
 
@@ -308,7 +310,7 @@ def test_killed_at_any_moment_no_rule_loses_its_pick(
     several = [{"metric": SOURCE, "mode": "min"}, {"metric": ENERGY, "mode": "min"}]
     goals = {"objectives": several} if draws.random() < 0.5 else {}
     space = make_space(num_trials=16, keep_checkpoints=count, **goals)
-    rules = retention_rules(space.objectives)
+    rules = retention_rules(space.objectives, space.score)
 
     def fragile(folder: Path) -> bool:
         if draws.random() < 0.05:

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from csg_ray.results.progress import TrialUpdate
-from csg_ray.results.selection import Outcome, rank_key
-from csg_ray.results.study import ACCURACY, ENERGY
+from csg_ray.results.selection import RULES, SCORE_NAMES, Outcome, rank_key
+from csg_ray.results.study import ENERGY
 from csg_ray.storage.paths import StoragePath
 
 RUNNING_STATES = ("pending", "running", "unfinished")
 LABELS = {
-    ACCURACY: "accuracy",
     ENERGY: "HSE",
-    "source_val/mean_class_accuracy": "source accuracy",
     "source_val/hse": "source HSE",
+    **{f"target_val/{score}": name for score, name in SCORE_NAMES.items()},
+    **{f"source_val/{score}": f"source {name}" for score, name in SCORE_NAMES.items()},
 }
 
 
@@ -35,7 +35,7 @@ class Board:
         self.directory: StoragePath = Path()
         self.num_trials = 0
         self.epochs = 0
-        self.metric = ACCURACY
+        self.metric = RULES["target_val"].metric
         self.mode: Literal["max", "min"] = "max"
         self.updates: dict[str, TrialUpdate] = {}
         self.finished = 0
@@ -143,6 +143,19 @@ def describe_value(value: object) -> str:
 def describe_reason(reason: str) -> str:
     """Why a trial failed, on one line; error messages may be pages long."""
     return textwrap.shorten(reason, 200, placeholder=" ...") or "no reason was given"
+
+
+def score_of(metrics: Mapping[str, Any], split: str = "target_val/") -> str:
+    """The metric that is a task's score: mIoU where there is one, else accuracy."""
+    iou = f"{split}mean_iou"
+    return iou if iou in metrics else f"{split}mean_class_accuracy"
+
+
+def describe_scores(metrics: Mapping[str, Any]) -> str:
+    """Score and energy on target_val, such as "accuracy 0.612, HSE 0.402"."""
+    score = score_of(metrics)
+    energy = describe_metric(metrics, ENERGY)
+    return f"{LABELS[score]} {describe_metric(metrics, score)}, HSE {energy}"
 
 
 def describe_metric(metrics: Mapping[str, Any], name: str) -> str:

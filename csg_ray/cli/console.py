@@ -18,10 +18,12 @@ from csg_ray.cli.board import (
     Board,
     describe_metric,
     describe_reason,
+    describe_scores,
+    score_of,
 )
 from csg_ray.cli.guard import say
 from csg_ray.results.progress import Progress, TrialUpdate
-from csg_ray.results.study import ACCURACY, ENERGY
+from csg_ray.results.study import ENERGY
 from csg_ray.storage.paths import StoragePath
 
 HEARTBEAT_SECONDS = 30.0
@@ -84,10 +86,7 @@ class PlainProgress:
             return describe_reason(update.reason)
         best = self._board.best()
         star = " *" if best is not None and best.id == update.id else ""
-        return (
-            f"accuracy {describe_metric(update.metrics, ACCURACY)}, "
-            f"HSE {describe_metric(update.metrics, ENERGY)}{star}"
-        )
+        return f"{describe_scores(update.metrics)}{star}"
 
     def message(self, text: str) -> None:
         """Pass a sentence on."""
@@ -143,7 +142,9 @@ class LiveProgress:
     def render(self) -> Table:
         """The table as it stands now."""
         board = self._board
-        first = ACCURACY if board.metric == ENERGY else board.metric
+        first = board.metric
+        if first == ENERGY:
+            first = score_of(next((u.metrics for u in board.known() if u.metrics), {}))
         table = Table(
             title=escape(f"study {board.study} in {board.directory}"), caption=board.standing()
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from csg_ray.cli.board import describe_metric, describe_value
+from csg_ray.cli.board import LABELS, describe_metric, describe_value, score_of
 from csg_ray.cli.guard import command, fail
 from csg_ray.cli.summary import STAMP, no_winner, print_agreement
 from csg_ray.config.errors import UserError
@@ -15,11 +15,9 @@ from csg_ray.results.export import (
     selected_with_target_labels,
     write_config,
 )
-from csg_ray.results.selection import OBJECTIVE, Rule
-from csg_ray.results.study import ACCURACY, ENERGY, Study, Trial, load_study
+from csg_ray.results.selection import OBJECTIVE, SCORE_NAMES, Rule
+from csg_ray.results.study import ENERGY, Study, Trial, load_study
 from csg_ray.storage.paths import StoragePath
-
-SOURCE_ACCURACY = "source_val/mean_class_accuracy"
 
 
 def show_best(directory: StoragePath, top: int, by: str | None) -> None:
@@ -52,7 +50,8 @@ def _best_table(study: Study, trials: list[Trial], rule: Rule) -> Any:
         title=f"study {study.name}: {len(study.trials)} trials, {done} completed",
         caption=f"by {rule.meaning}; the last epoch counts",
     )
-    columns = {ACCURACY: "accuracy", ENERGY: "HSE", SOURCE_ACCURACY: "source acc."}
+    score, source = (study.rules[name].metric for name in ("target_val", "source_val"))
+    columns = {score: LABELS[score], ENERGY: "HSE", source: LABELS[source]}
     columns.setdefault(rule.metric, rule.metric)
     for header in ("trial", "state", "epoch", *columns.values()):
         table.add_column(header, justify="left" if header in ("trial", "state") else "right")
@@ -106,13 +105,14 @@ def print_outcome(outcome: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title="target_test")
-    for header in ("rule", "trial", "accuracy", "HSE", STAMP):
+    score = score_of(outcome["picks"][0]["metrics"], "")
+    for header in ("rule", "trial", SCORE_NAMES[score], "HSE", STAMP):
         table.add_column(header, justify="left" if header == "rule" else "right")
     for pick in outcome["picks"]:
         table.add_row(
             pick["rule"],
             pick["trial"],
-            describe_metric(pick["metrics"], "mean_class_accuracy"),
+            describe_metric(pick["metrics"], score),
             describe_metric(pick["metrics"], "hse"),
             "yes" if pick["selected with target labels"] else "no",
         )

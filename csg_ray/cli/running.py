@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from csg_ray.cli.board import describe_metric
+from csg_ray.cli.board import describe_scores
 from csg_ray.cli.guard import command, continued_by, fail, say
 from csg_ray.cli.spread import Spread, check_spread, refuse_both_launchers, train_spread
 from csg_ray.config.errors import UserError
@@ -17,7 +17,6 @@ from csg_ray.config.run import RunConfig
 from csg_ray.distributed import on_rank_zero, rank, torchrun_group
 from csg_ray.results.export import check_new_directory, first_free, write_config
 from csg_ray.results.provenance import collect_provenance, compare_provenance
-from csg_ray.results.study import ACCURACY, ENERGY
 from csg_ray.scale.lock import lock_directory
 from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import CHECKPOINT_FILE, read_results
@@ -187,12 +186,8 @@ def _fit(
 def _sum_up(directory: StoragePath, last: Mapping[str, Any]) -> None:
     if last.get("diverged"):
         fail(f"run {directory} diverged in epoch {int(last['epoch'])}", DIVERGED)
-    print(f"run {directory}: {_describe(last)} on target_val")
+    print(f"run {directory}: {describe_scores(last)} on target_val")
     print(f"next: {command('evaluate', directory)}")
-
-
-def _describe(metrics: Mapping[str, Any]) -> str:
-    return f"accuracy {describe_metric(metrics, ACCURACY)}, HSE {describe_metric(metrics, ENERGY)}"
 
 
 def _workers(metrics: Mapping[str, Any]) -> str:
@@ -232,6 +227,6 @@ class _EpochDisplay:
         """One more epoch is finished."""
         epoch = int(metrics["epoch"])
         if self._bar is not None:
-            self._bar.update(self._task, completed=epoch, description=_describe(metrics))
+            self._bar.update(self._task, completed=epoch, description=describe_scores(metrics))
         else:
-            say(f"epoch {epoch}/{self._epochs}: {_describe(metrics)}{_workers(metrics)}")
+            say(f"epoch {epoch}/{self._epochs}: {describe_scores(metrics)}{_workers(metrics)}")

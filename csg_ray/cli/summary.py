@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from csg_ray.cli.board import describe_metric, describe_reason, describe_value
+from csg_ray.cli.board import LABELS, describe_metric, describe_reason, describe_value
+from csg_ray.cli.board import describe_scores as describe_both
 from csg_ray.cli.guard import command, fail
 from csg_ray.results.export import first_free, selected_with_target_labels
 from csg_ray.results.selection import OBJECTIVE, final_value
-from csg_ray.results.study import ACCURACY, ENERGY, Study, Trial
+from csg_ray.results.study import ENERGY, Study, Trial
 from csg_ray.storage.paths import StoragePath
 
 STAMP = "selected with target labels"
@@ -65,11 +66,8 @@ def _first_failure(study: Study) -> str:
 
 
 def describe_scores(trial: Trial) -> str:
-    """Accuracy and energy of the last epoch on one line."""
-    return (
-        f"accuracy {describe_metric(trial.last, ACCURACY)}, "
-        f"HSE {describe_metric(trial.last, ENERGY)} on target_val, epoch {trial.epoch}"
-    )
+    """Score and energy of the last epoch on one line."""
+    return f"{describe_both(trial.last)} on target_val, epoch {trial.epoch}"
 
 
 def compare_with_published(study: Study, best: Trial) -> str:
@@ -79,16 +77,17 @@ def compare_with_published(study: Study, best: Trial) -> str:
         return "No published settings were run to compare with (points_to_evaluate is empty)."
     if published.id == best.id:
         return f"The published settings, trial {published.id}, won: no trial beat them."
-    if final_value(published, ACCURACY) is None:
+    score = study.score_metric
+    if final_value(published, score) is None:
         return (
             f"The published settings, trial {published.id}, did not complete "
             f"({published.state}; {describe_scores(published)})."
         )
-    gain = 100 * (best.last[ACCURACY] - published.last[ACCURACY])
+    gain = 100 * (best.last[score] - published.last[score])
     cooler = best.last[ENERGY] - published.last[ENERGY]
     return (
         f"Against the published settings, trial {published.id} ({describe_scores(published)}): "
-        f"accuracy {gain:+.1f} points, HSE {cooler:+.3f}."
+        f"{LABELS[score]} {gain:+.1f} points, HSE {cooler:+.3f}."
     )
 
 
@@ -101,7 +100,7 @@ def print_agreement(study: Study) -> None:
     if found.interval is not None:
         interval = f"95 % interval {found.interval[0]:+.2f} to {found.interval[1]:+.2f}"
     print(
-        f"HSE and accuracy over {found.count} completed trials: "
+        f"HSE and {LABELS[study.score_metric]} over {found.count} completed trials: "
         f"Spearman {found.rho:+.2f} ({interval})."
     )
 

@@ -78,7 +78,7 @@ def _inert_augment_settings(config: RunConfig) -> dict[str, str]:
     if augment.num_ops == 0:
         others = [name for name in AUGMENT_SETTINGS if name != "num_ops"]
         return {f"augment.{name}": "augment.num_ops is 0" for name in others}
-    inert = {}
+    inert: dict[str, str] = {}
     if augment.implementation == "color_jitter":
         names, reason = ("magnitude", "translate"), "augment.implementation is color_jitter"
         inert |= {f"augment.{name}": reason for name in names}
@@ -98,7 +98,7 @@ def _inert_csg_settings(method: CSGConfig) -> dict[str, str]:
     if method.loss_weight == 0:
         names = set(CSGConfig.model_fields) - {"name", "loss_weight"}
         return {f"method.{name}": "method.loss_weight is 0" for name in names}
-    inert = {}
+    inert: dict[str, str] = {}
     if method.pooling == "mean":
         reason = "method.pooling is mean"
         inert |= {f"method.{name}": reason for name in ("attention_from", "detach_attention")}

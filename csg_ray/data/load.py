@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from csg_ray.config.run import DataConfig
+from csg_ray.config.data import DataConfig, DigitsConfig
 from csg_ray.data.digits.task import load_digit_splits
 from csg_ray.data.splits import DomainSplits
 
@@ -12,4 +12,5 @@ from csg_ray.data.splits import DomainSplits
 @lru_cache(maxsize=4)
 def load_splits(config: DataConfig) -> DomainSplits:
     """The splits of the configured task, made once per process and settings."""
+    assert isinstance(config, DigitsConfig)
     return load_digit_splits(config)

@@ -83,12 +83,12 @@ class Method(nn.Module):
         maps: dict[int, Tensor] = self.encoder(images)
         return maps
 
-    def classify(self, maps: dict[int, Tensor], size: tuple[int, ...]) -> Tensor:
+    def classify(self, maps: dict[int, Tensor], size: tuple[int, int]) -> Tensor:
         """Logits from the encoder's maps.
 
         Args:
             maps: what `features` returned.
-            size: (H, W) of the images.
+            size: (H, W) of the logits of segmentation, the images' own.
 
         Returns:
             (N, num_classes), or (N, num_classes, H, W) of segmentation.
@@ -100,7 +100,7 @@ class Method(nn.Module):
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits of images (N, 3, H, W): (N, num_classes), of segmentation with (H, W) behind."""
-        return self.classify(self.features(images), images.shape[2:])
+        return self.classify(self.features(images), (images.shape[2], images.shape[3]))
 
     def task_loss(self, maps: dict[int, Tensor], labels: Tensor) -> Tensor:
         """Cross-entropy, the mean over images, or over the pixels that count.
@@ -110,8 +110,8 @@ class Method(nn.Module):
             labels: (N,), or (N, H, W) of segmentation.
         """
         if not self._segments:
-            return functional.cross_entropy(self.classify(maps, ()), labels)
-        logits = self.classify(maps, labels.shape[1:])
+            return functional.cross_entropy(self.classify(maps, (1, 1)), labels)
+        logits = self.classify(maps, (labels.shape[1], labels.shape[2]))
         total = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
         # A batch in which no pixel counts has a loss of 0; the mean would be NaN.
         return total / (labels != IGNORED).sum().clamp_min(1)

@@ -6,14 +6,15 @@ import bisect
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from csg_ray.results.selection import RULES, Candidate, Rule, objective_rule, rank_key
+from csg_ray.results.selection import Candidate, Rule, objective_rule, rank_key, rules_for
 from csg_ray.search_space import Objective
 
 
-def retention_rules(objectives: Iterable[Objective]) -> tuple[Rule, ...]:
-    """The rules that a trial may win by: the named ones, and the study's own objectives."""
-    own = (objective_rule(objective.metric, objective.mode) for objective in objectives)
-    return tuple(dict.fromkeys((*RULES.values(), *own)))
+def retention_rules(objectives: Iterable[Objective], score: str) -> tuple[Rule, ...]:
+    """The rules that a trial may win by: those of the task's score, and the study's objectives."""
+    rules = rules_for(score)
+    own = (objective_rule(goal.metric, goal.mode, rules) for goal in objectives)
+    return tuple(dict.fromkeys((*rules.values(), *own)))
 
 
 class BestTrials:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from csg_ray.config.data import NO_SEALED_SPLIT
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import load_config
 from csg_ray.config.reader import read_yaml
 from csg_ray.config.run import RunConfig
 from csg_ray.results.export import selected_with_target_labels
-from csg_ray.results.selection import RULES
 from csg_ray.results.study import Study, is_study, load_study
 from csg_ray.storage.folders import check_writable
 from csg_ray.storage.paths import StoragePath, open_path
@@ -136,7 +136,7 @@ def _last_epoch(directory: StoragePath, config: RunConfig) -> int:
 
 
 def _study_picks(study: Study) -> list[Pick]:
-    winners = {rule: study.best_trial(rule) for rule in RULES}
+    winners = {rule: study.best_trial(rule) for rule in study.rules}
     return [
         Pick(
             rule=rule,
@@ -209,18 +209,27 @@ def _sealed_split(
 ) -> SealedSplit:
     from csg_ray.data.load import load_splits
 
+    if any(NO_SEALED_SPLIT in pick.config.data.notes for pick in picks):
+        raise UserError(
+            f"{directory} has no target_test to open ({NO_SEALED_SPLIT}); its numbers on "
+            "target_val are the ones to compare with the paper, and data.protocol sealed keeps "
+            "a test set"
+        )
     splits = [load_splits(pick.config.data) for pick in picks]
     if data_sha256 is not None and any(each.fingerprint != data_sha256 for each in splits):
         raise UserError(
             f"the data are not those that {directory} was trained on; target_test stays sealed, "
             "since its images may have been seen; bring the former data back"
         )
-    if len({each.target_test.fingerprint for each in splits}) > 1:
+    sealed = [each.target_test for each in splits]
+    first = sealed[0]
+    assert first is not None  # without the published protocol there is one
+    if any(each is None or each.fingerprint != first.fingerprint for each in sealed):
         raise UserError(
             f"the picks of {directory} differ in their data settings and share no target_test; "
             "export each trial, train it, and evaluate its run"
         )
-    return splits[0].target_test
+    return first
 
 
 def _earlier_results(path: StoragePath) -> list[dict[str, Any]]:
@@ -259,7 +268,7 @@ def _measure(config: RunConfig, methods: Sequence[Method], split: Split) -> dict
     repeats = [evaluate_split(method, split, config, device) for method in methods]
     metrics = {name: statistics.fmean(each[name] for each in repeats) for name in repeats[0]}
     if len(repeats) > 1:
-        for name in ("mean_class_accuracy", "hse"):
+        for name in (config.score, "hse"):
             metrics[f"{name}_std"] = statistics.stdev(each[name] for each in repeats)
     return metrics
 

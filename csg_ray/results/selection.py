@@ -24,32 +24,26 @@ class Rule:
     meaning: str
 
 
-RULES: dict[str, Rule] = {
-    rule.name: rule
-    for rule in (
-        Rule(
-            "target_val",
-            "target_val/mean_class_accuracy",
-            "max",
-            True,
-            "accuracy on target_val",
-        ),
-        Rule(
-            "source_val",
-            "source_val/mean_class_accuracy",
-            "max",
-            False,
-            "accuracy on source_val",
-        ),
-        Rule(
-            "hse",
-            "target_val/hse",
-            "min",
-            False,
-            "hyperspherical energy of target_val images, without their labels",
-        ),
+SCORE_NAMES = {"mean_class_accuracy": "accuracy", "mean_iou": "mIoU"}
+
+
+def rules_for(score: str) -> dict[str, Rule]:
+    """The rules of a task, by name.
+
+    Args:
+        score: the metric of the task, `mean_class_accuracy` or `mean_iou`.
+    """
+    word = SCORE_NAMES[score]
+    energy = "hyperspherical energy of target_val images, without their labels"
+    rules = (
+        Rule("target_val", f"target_val/{score}", "max", True, f"{word} on target_val"),
+        Rule("source_val", f"source_val/{score}", "max", False, f"{word} on source_val"),
+        Rule("hse", "target_val/hse", "min", False, energy),
     )
-}
+    return {rule.name: rule for rule in rules}
+
+
+RULES = rules_for("mean_class_accuracy")
 
 
 class Candidate(Protocol):
@@ -80,20 +74,22 @@ class Outcome:
     last: Mapping[str, Any]
 
 
-def find_rule(name: str) -> Rule:
+def find_rule(name: str, rules: Mapping[str, Rule] = RULES) -> Rule:
     """The rule called `name`.
 
     Raises:
         UserError: there is no such rule.
     """
-    if name not in RULES:
-        raise UserError(f"no selection rule '{name}': {nearest(name, RULES)}")
-    return RULES[name]
+    if name not in rules:
+        raise UserError(f"no selection rule '{name}': {nearest(name, rules)}")
+    return rules[name]
 
 
-def objective_rule(metric: str, mode: Literal["max", "min"]) -> Rule:
+def objective_rule(
+    metric: str, mode: Literal["max", "min"], rules: Mapping[str, Rule] = RULES
+) -> Rule:
     """The rule that ranks as a search does: a named one if one does, else `objective`."""
-    for rule in RULES.values():
+    for rule in rules.values():
         if (rule.metric, rule.mode) == (metric, mode):
             return rule
     extreme = "highest" if mode == "max" else "lowest"

@@ -18,6 +18,7 @@ from csg_ray.results.selection import (
     find_rule,
     objective_rule,
     rank,
+    rules_for,
     spearman,
 )
 from csg_ray.search_space import SearchSpace, parse_search_space
@@ -27,7 +28,6 @@ from csg_ray.storage.records import CHECKPOINT_FILE, read_json, read_results
 
 STUDY_FORMAT = 1
 FINAL_STATES = ("completed", "stopped", "diverged", "failed")
-ACCURACY = "target_val/mean_class_accuracy"
 ENERGY = "target_val/hse"
 THREADS = 16  # that read trials from a store
 
@@ -95,16 +95,26 @@ class Study:
         """The name of the rule that ranks by what the study searched for first of all."""
         return self.rule(OBJECTIVE).name
 
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """The selection rules of the study's task, by name."""
+        return rules_for(self.space.score)
+
+    @property
+    def score_metric(self) -> str:
+        """The metric that its trials are compared by: accuracy or mIoU on target_val."""
+        return f"target_val/{self.space.score}"
+
     def rule(self, name: str) -> Rule:
-        """A selection rule: one of `RULES`, or `objective`, the study's own.
+        """A selection rule: one of `rules`, or `objective`, the study's own.
 
         Raises:
             UserError: there is no such rule.
         """
         if name != OBJECTIVE:
-            return find_rule(name)
+            return find_rule(name, self.rules)
         first = self.space.objectives[0]
-        return objective_rule(first.metric, first.mode)
+        return objective_rule(first.metric, first.mode, self.rules)
 
     def trial(self, trial_id: str) -> Trial:
         """The trial called `trial_id`; leading zeros may be left out.
@@ -136,12 +146,12 @@ class Study:
         return next(iter(self.top(1, selection)), None)
 
     def energy_and_accuracy(self) -> Spearman | None:
-        """How the target's energy and accuracy go together over the completed trials."""
+        """How the target's energy and accuracy (or mIoU) go together over the completed trials."""
         pairs = [
             (energy, accuracy)
             for trial in self.trials
             if (energy := final_value(trial, ENERGY)) is not None
-            and (accuracy := final_value(trial, ACCURACY)) is not None
+            and (accuracy := final_value(trial, self.score_metric)) is not None
         ]
         return spearman([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 

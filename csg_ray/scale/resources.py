@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from csg_ray.config.data import DigitScenesConfig, DigitsConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig
 from csg_ray.config.run import RunConfig
+from csg_ray.methods.base import TASK_STAGE, build_task_head
+from csg_ray.methods.csg import MAX_QUEUE_SIZE
 from csg_ray.models.encoders import build_encoder
 from csg_ray.models.resnet import build_resnet
 from csg_ray.results.retention import retention_rules
@@ -67,7 +70,7 @@ def plan(space: SearchSpace, cluster: Cluster) -> Plan:
     config = space.config_for(space.first_point())
     _check_batch(space, config)
     per_trial = checkpoint_bytes(config) * search.repeats
-    kept = search.keep_checkpoints * len(retention_rules(space.objectives))
+    kept = search.keep_checkpoints * len(retention_rules(space.objectives, space.score))
     # Each trial at work has one, and writes its next one beside it.
     checkpoints = min(kept + concurrent, search.num_trials) + concurrent
     return Plan(
@@ -185,23 +188,31 @@ def checkpoint_bytes(config: RunConfig) -> int:
     """Size of one checkpoint, near enough to plan with: weights, momentum, queues."""
     with torch.device("meta"):
         network = build_resnet(config.model.name, config.model.norm)
-    numbers = 2 * sum(parameter.numel() for parameter in network.parameters())
+        head = build_task_head(config.model, network.stage_channels[TASK_STAGE], num_classes=20)
+    trained = itertools.chain(network.parameters(), head.parameters())
+    numbers = 2 * sum(parameter.numel() for parameter in trained)
     if isinstance(config.method, CSGConfig):
         method = config.method
         for stage in method.stage_numbers():
             channels = network.stage_channels[stage]
-            head = channels * (channels + 1) + (channels + 1) * method.projection_dim
-            numbers += 3 * head + queue_length(config) * method.projection_dim
+            projection = channels * (channels + 1) + (channels + 1) * method.projection_dim
+            numbers += 3 * projection + queue_length(config) * method.projection_dim
     return numbers * BYTES_PER_NUMBER
 
 
 def queue_length(config: RunConfig) -> int:
     """Keys in one queue, `auto` taken at its upper bound."""
     assert isinstance(config.method, CSGConfig)
-    size = config.method.queue_size
-    if size == "auto":
-        return min(65536, int(0.43 * config.data.num_train * config.method.patch_grid**2))
-    return size
+    size, train = config.method.queue_size, config.train
+    if size != "auto":
+        return size
+    if train.steps_per_epoch != "auto":
+        images = train.steps_per_epoch * train.batch_size
+    elif isinstance(config.data, DigitsConfig | DigitScenesConfig):
+        images = config.data.num_train
+    else:
+        return MAX_QUEUE_SIZE  # nobody has listed the files yet
+    return min(MAX_QUEUE_SIZE, int(0.43 * images * config.method.patch_grid**2))
 
 
 def check_weights(space: SearchSpace) -> None:

@@ -24,7 +24,7 @@ class CheckpointKeeper:
     """
 
     def __init__(self, space: SearchSpace, trial_directory: Callable[[str], StoragePath]) -> None:
-        rules = retention_rules(space.objectives)
+        rules = retention_rules(space.objectives, space.score)
         self._best = BestTrials(rules, space.search.keep_checkpoints)
         self._trial_directory = trial_directory
         self._dropped: set[str] = set()

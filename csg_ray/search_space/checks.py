@@ -40,6 +40,7 @@ def check_space(space: SearchSpace) -> SearchSpace:
         _check_branch(space, method)
     variants = {method: list(_variants(space, method)) for method in methods}
     _check_effects(space, variants)
+    _check_objectives(space)
     _check_search(space, list(chain.from_iterable(variants.values())))
     return _normalised(space, variants)
 
@@ -153,6 +154,22 @@ def _check_effects(space: SearchSpace, variants: dict[str, list[RunConfig]]) -> 
         if None not in found:
             raise UserError(
                 f"space: {path} has no effect, because {found[0]}; take it out of space"
+            )
+
+
+def _check_objectives(space: SearchSpace) -> None:
+    """What is optimised must be measured on this task."""
+    for goal in space.objectives:
+        split, _, name = goal.metric.partition("/")
+        if name == "mean_iou" and space.score != name:
+            raise UserError(
+                f"search.metric {goal.metric} is of segmentation, but data.name {space.data_name} "
+                f"is a task of classification; use {split}/{space.score}"
+            )
+        if split == "source_val" and space.base.get("data.protocol") == "published":
+            raise UserError(
+                f"search.metric {goal.metric} is not measured: with data.protocol published no "
+                "source_val is held out; set it to sealed, or use a metric of target_val"
             )
 
 

@@ -19,6 +19,7 @@ SPLIT_METRICS = (
     "hse_power1",
     "hse_power2",
     "hse_duplicates",
+    "mean_iou",
 )
 METRICS = tuple(f"{split}/{metric}" for split in SPLITS for metric in SPLIT_METRICS)
 

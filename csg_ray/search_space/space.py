@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from csg_ray.config.data import DATA_CONFIGS
 from csg_ray.config.errors import UserError
 from csg_ray.config.explain import validate
 from csg_ray.config.load import override_config, setting_fields
-from csg_ray.config.run import RunConfig
+from csg_ray.config.run import SCORES, RunConfig
 from csg_ray.search_space.domains import Choice, Domain, grid_size
 from csg_ray.search_space.settings import Objective, ResourcesConfig, SearchConfig
 
@@ -29,6 +30,11 @@ class SearchSpace:
     def data_name(self) -> str:
         """The task, the same in every trial."""
         return str(self.base.get("data.name", RunConfig().data.name))
+
+    @property
+    def score(self) -> str:
+        """The metric of the task: `mean_class_accuracy` or `mean_iou`."""
+        return SCORES[DATA_CONFIGS[self.data_name].task]
 
     def config_for(self, params: Mapping[str, Any]) -> RunConfig:
         """The run configuration of a trial.

@@ -84,9 +84,9 @@ PER_CLASS: dict[Task, str] = {
 def worst_metrics(split: Split, task: Task) -> dict[str, float]:
     """The worst finite value of every metric of a split, reported after a divergence."""
     pairs = len(split) * (len(split) - 1) // 2
-    scores = ("mean_class_accuracy", "accuracy")
+    scores = ["mean_class_accuracy", "accuracy"]
     if task == "segmentation":
-        scores = (*scores, "mean_iou")
+        scores.append("mean_iou")
     return {
         **dict.fromkeys(scores, 0.0),
         **HSE_WORST,

@@ -49,7 +49,7 @@ def _score(method: Method, images: Tensor, config: RunConfig) -> Scores:
     if config.data.task == "segmentation" and window is not None:
         return _score_windows(method, images, window)
     maps = method.features(images)
-    logits = method.classify(maps, images.shape[2:])
+    logits = method.classify(maps, (images.shape[2], images.shape[3]))
     return Scores(logits, maps[TASK_STAGE].mean(dim=(2, 3)), logits.isfinite().all())
 
 
@@ -63,7 +63,8 @@ def _score_windows(method: Method, images: Tensor, side: int) -> Scores:
         for left in window_starts(width, side):
             part = (..., slice(top, top + side), slice(left, left + side))
             maps = method.features(images[part])
-            logits = method.classify(maps, images[part].shape[2:])
+            size = (min(side, height), min(side, width))
+            logits = method.classify(maps, size)
             total[part] += logits.softmax(dim=1)
             shown[part] += 1
             embeddings.append(maps[TASK_STAGE].mean(dim=(2, 3)))
