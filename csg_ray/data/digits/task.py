@@ -74,13 +74,19 @@ def _source_split(name: str, families: tuple[str, ...], seed: int, num_glyphs: i
     return ArraySplit(name, images, torch.from_numpy(labels), CLASS_NAMES)
 
 
-def _target_split(name: str, seed: int) -> ArraySplit:
+def handwritten_images(name: str, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The handwritten digits of a target split: images (N, 32, 32) and labels (N,)."""
     counts, labels = _handwritten()
     chosen = getattr(split_target(labels, seed), name.removeprefix("target_"))
-    kept = torch.from_numpy(labels[chosen])
+    return to_images(counts[chosen]), labels[chosen]
+
+
+def _target_split(name: str, seed: int) -> ArraySplit:
+    images, labels = handwritten_images(name, seed)
+    kept = torch.from_numpy(labels)
     if name == "target_train":
         kept = torch.full_like(kept, UNLABELLED)
-    return ArraySplit(name, to_images(counts[chosen]), kept, CLASS_NAMES)
+    return ArraySplit(name, images, kept, CLASS_NAMES)
 
 
 @lru_cache(maxsize=1)
