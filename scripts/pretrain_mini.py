@@ -30,25 +30,27 @@ DEFAULT_OUT = Path(__file__).parents[1] / "csg_ray" / "models" / "weights" / "mi
 
 
 def load_images(args: argparse.Namespace, train: bool) -> tuple[Tensor, Tensor]:
-    """All images as uint8 (N, 3, 32, 32) with their labels (N,)."""
+    """All images as uint8 (N, 3, S, S) with their labels (N,)."""
     if args.cifar10:
         source = CIFAR10(args.cifar10, train=train, download=True)
     else:
         source = ImageFolder(str(Path(args.folder) / ("train" if train else "test")))
-    images = torch.empty(len(source), 3, 32, 32, dtype=torch.uint8)
+    side = args.image_size
+    images = torch.empty(len(source), 3, side, side, dtype=torch.uint8)
     labels = torch.empty(len(source), dtype=torch.long)
     for index, (image, label) in enumerate(source):
-        images[index] = pil_to_tensor(image.convert("RGB").resize((32, 32)))
+        images[index] = pil_to_tensor(image.convert("RGB").resize((side, side)))
         labels[index] = label
     return images, labels
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random 32x32 crop out of a 4-pixel reflected border, and a horizontal flip."""
-    count = len(images)
-    padded = functional.pad(images, (4, 4, 4, 4), mode="reflect")
-    rows = torch.randint(0, 9, (count, 1), generator=generator) + torch.arange(32)
-    columns = torch.randint(0, 9, (count, 1), generator=generator) + torch.arange(32)
+    """Random crop out of a reflected border of an eighth of the side, and a horizontal flip."""
+    count, side = len(images), images.shape[3]
+    border = side // 8
+    padded = functional.pad(images, (border,) * 4, mode="reflect")
+    starts = torch.randint(0, 2 * border + 1, (2, count, 1), generator=generator)
+    rows, columns = starts[0] + torch.arange(side), starts[1] + torch.arange(side)
     flip = torch.rand(count, generator=generator) < 0.5
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     picked = torch.arange(count)[:, None, None]
@@ -120,6 +122,7 @@ def save(
         "dtype": "float16",
         "data": "CIFAR-10 (Krizhevsky 2009)" if args.cifar10 else args.data_name,
         "images": count,
+        "image_size": args.image_size,
         "data_sha256": fingerprint,
         "test_accuracy": round(measured, 4),
         "epochs": args.epochs,
@@ -143,6 +146,7 @@ def main() -> None:
     where.add_argument("--folder", help="folder with train/CLASS/* and test/CLASS/*")
     parser.add_argument("--data-name", default="an image folder", help="what --folder holds")
     parser.add_argument("--norm", choices=["batch", "ibn_a", "ibn_b"], default="batch")
+    parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=0.2)

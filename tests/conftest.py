@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # Before torch starts: its threads cost more than they bring on images this small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell lets its background jobs ignore Ctrl-C, and what they start ignores it, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Nobody's real credentials, and no search for some.
 os.environ |= {
     "AWS_ACCESS_KEY_ID": "testing",

@@ -8,7 +8,6 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -240,15 +239,6 @@ class SignalOnOpening:
         return stream
 
 
-@pytest.fixture
-def ctrl_c_interrupts() -> Iterator[None]:
-    """A shell lets its background jobs ignore Ctrl-C, these tests among them."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_an_interrupt_leaves_no_half_of_an_object(
     uri: RemotePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
