@@ -6,7 +6,7 @@ from the package. Made for float64. The network is the `mini` ResNet with frozen
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,7 +38,6 @@ class PlainCSG:
     attention_from: str = "encoder"
     detach_attention: bool = False
     patch_grid: int = 1
-    keys: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def step(
         self, weights: Weights, query_images: Tensor, key_images: Tensor, labels: Tensor

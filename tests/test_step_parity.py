@@ -86,7 +86,7 @@ def _assert_equal(actual: Tensor | None, expected: Tensor | None, name: str) -> 
 
 def _compare(changes: dict[str, Any], size: int = 32, views: str = "independent") -> None:
     """Three steps of both, the package's SGD moving the weights of both."""
-    defaults = {"loss_weight": 0.7, "temperature": 0.2, "ema_momentum": 0.5, "queue_size": 6}
+    defaults = {"loss_weight": 0.7, "temperature": 0.2, "ema_momentum": 0.6, "queue_size": 6}
     method = _build(CSGConfig(**{**defaults, **changes}), views)
     plain = _plain(method)
     optimizer = torch.optim.SGD(method.parameters(), lr=LEARNING_RATE)
