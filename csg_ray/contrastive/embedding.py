@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from csg_ray.config.errors import UserError
+from csg_ray.contrastive.precision import at_least_float32
 
 # Larger than usual: the gradient through a zero embedding is divided by it, and 1e12 times the
 # upstream gradient destroys the weights in one step.
@@ -15,17 +16,17 @@ _ATTENTION_EPS = 1e-12
 
 
 def normalise(embeddings: Tensor) -> Tensor:
-    """Scale the rows of (N, D) to length 1, in float32; a zero row stays zero."""
-    return functional.normalize(embeddings.float(), dim=1, eps=NORMALISE_EPS)
+    """Scale the rows of (N, D) to length 1, in float32 at least; a zero row stays zero."""
+    return functional.normalize(at_least_float32(embeddings), dim=1, eps=NORMALISE_EPS)
 
 
 def attention_pool(features: Tensor, attention_from: Tensor | None = None) -> Tensor:
     """A-pool: the mean over positions, weighted by agreement with the mean (CSG, Sec. 3.4).
 
     Position ij weighs <u_ij, mean u>, scaled to sum to 1, u being the attention source. Where that
-    sum is 0 (a map without any activation) all positions weigh the same. Always in float32, as the
-    products overflow float16. The gradient flows through the attention too; pass a detached
-    `attention_from` to stop it.
+    sum is 0 (a map without any activation) all positions weigh the same. Always in float32 at
+    least, as the products overflow float16. The gradient flows through the attention too; pass a
+    detached `attention_from` to stop it.
 
     Args:
         features: (N, C, H, W).
@@ -38,8 +39,8 @@ def attention_pool(features: Tensor, attention_from: Tensor | None = None) -> Te
     source = features if attention_from is None else attention_from
     assert source.shape == features.shape
     with torch.autocast(features.device.type, enabled=False):
-        values = features.float().flatten(start_dim=2)
-        attention = source.float().flatten(start_dim=2).clamp_min(0)
+        values = at_least_float32(features).flatten(start_dim=2)
+        attention = at_least_float32(source).flatten(start_dim=2).clamp_min(0)
         scores = attention.mean(dim=2, keepdim=True).mT @ attention
         total = scores.sum(dim=2, keepdim=True)
         usable = total > _ATTENTION_EPS
