@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageEnhance
 from pydantic import ValidationError
 from torch import Generator
 from torchvision import transforms
@@ -97,6 +97,19 @@ def test_contrast_scales_about_the_mean_luminance(coin: float, factor: float) ->
     mean = (pixels @ np.array([0.299, 0.587, 0.114])).mean()
     expected = np.clip(mean + factor * (pixels - mean), 0, 255)
     assert np.abs(apply("contrast", pixels, 6, coin).astype(float) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("name", ["contrast", "brightness", "sharpness"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (2, 3), (3, 2), (3, 3), (60, 61), (250, 180)])
+def test_enhancements_equal_pillows_to_the_bit(name: str, size: tuple[int, int]) -> None:
+    enhance = getattr(ImageEnhance, name.capitalize())
+    for seed, high in enumerate((256, 200, 3)):
+        pixels = np.random.default_rng(seed).integers(0, high, (*size, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels)
+        for magnitude in (0, 1, 6, 17.3, 30):
+            for sign, coin in ((-1, MINUS), (1, PLUS)):
+                expected = enhance(image).enhance(1 + sign * 0.9 * magnitude / 30)
+                np.testing.assert_array_equal(apply(name, pixels, magnitude, coin), expected)
 
 
 def test_color_leaves_grey_images_alone_and_changes_coloured_ones() -> None:

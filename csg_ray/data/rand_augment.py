@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageOps, ImageStat
 from torch import Generator
 from torchvision import transforms
 
@@ -84,15 +85,41 @@ def _color(image: Image.Image, change: float) -> Image.Image:
 
 
 def _contrast(image: Image.Image, change: float) -> Image.Image:
-    return ImageEnhance.Contrast(image).enhance(1 + change)
+    mean = int(ImageStat.Stat(image.convert("L")).mean[0] + 0.5)
+    return _blend_with_level(mean, image, 1 + change)
 
 
 def _brightness(image: Image.Image, change: float) -> Image.Image:
-    return ImageEnhance.Brightness(image).enhance(1 + change)
+    return _blend_with_level(0, image, 1 + change)
 
 
 def _sharpness(image: Image.Image, change: float) -> Image.Image:
-    return ImageEnhance.Sharpness(image).enhance(1 + change)
+    return Image.blend(_smooth(image), image, 1 + change)
+
+
+def _blend_with_level(level: int, image: Image.Image, factor: float) -> Image.Image:
+    """`Image.blend` of an image that is `level` everywhere with `image`, by a table: faster."""
+    ramp = Image.frombytes("L", (256, 1), bytes(range(256)))
+    table = Image.blend(Image.new("L", ramp.size, level), ramp, factor)
+    return image.point(3 * table.tobytes())
+
+
+def _smooth(image: Image.Image) -> Image.Image:
+    """`image.filter(ImageFilter.SMOOTH)` in whole numbers, to the bit, in a third of the time.
+
+    That is the mean of the 3 x 3 pixels around, where the pixel itself counts 5 times; the border
+    stays. No sum of whole numbers divided by 13 lies midway between two, so rounding is safe.
+    """
+    rows = np.asarray(image).reshape(image.height, -1)
+    levels = rows.astype(np.uint16)
+    of_three = levels[:-2] + levels[1:-1]
+    of_three += levels[2:]
+    of_nine = of_three[:, :-6] + of_three[:, 3:-3]
+    of_nine += of_three[:, 6:]
+    of_nine += 4 * levels[1:-1, 3:-3] + 6
+    smooth = rows.copy()
+    smooth[1:-1, 3:-3] = of_nine // 13
+    return Image.frombuffer("RGB", image.size, smooth, "raw", "RGB", 0, 1)
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:

@@ -70,10 +70,14 @@ def build_eval_transform(image_size: int) -> Transform:
 
 def normalise(images: Sequence[Image.Image]) -> Tensor:
     """N RGB images of one size -> (N, 3, S, S) float32, ImageNet's mean 0 and deviation 1."""
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    channels_first = pixels.permute(0, 3, 1, 2).to(torch.float32).contiguous()
+    width, height = images[0].size
+    batch = torch.empty(len(images), 3, height, width)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return channels_first.div_(255).sub_(mean).div_(std)
+    # Image by image: one stays in the processor's cache from step to step, where a batch does not.
+    for normalised, image in zip(batch, images, strict=True):
+        normalised.copy_(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+        normalised.div_(255).sub_(mean).div_(std)
+    return batch
 
 
 def _resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
