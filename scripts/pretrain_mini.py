@@ -14,11 +14,14 @@ import argparse
 import hashlib
 import json
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import Dataset, Subset
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -35,6 +38,8 @@ def load_images(args: argparse.Namespace, train: bool) -> tuple[Tensor, Tensor]:
         source = CIFAR10(args.cifar10, train=train, download=True)
     else:
         source = ImageFolder(str(Path(args.folder) / ("train" if train else "test")))
+    if train and args.per_class:
+        source = first_of_each_class(source, args.per_class)
     side = args.image_size
     images = torch.empty(len(source), 3, side, side, dtype=torch.uint8)
     labels = torch.empty(len(source), dtype=torch.long)
@@ -42,6 +47,32 @@ def load_images(args: argparse.Namespace, train: bool) -> tuple[Tensor, Tensor]:
         images[index] = pil_to_tensor(image.convert("RGB").resize((side, side)))
         labels[index] = label
     return images, labels
+
+
+def first_of_each_class(source: Dataset[Any], count: int) -> Dataset[Any]:
+    """The first `count` images of every class."""
+    seen: Counter[int] = Counter()
+    kept = []
+    for index, label in enumerate(source.targets):
+        seen[label] += 1
+        if seen[label] <= count:
+            kept.append(index)
+    return Subset(source, kept)
+
+
+def encoder_weights(path: str) -> dict[str, Tensor]:
+    """A weight file in float32, without the classifier of its own task."""
+    weights = torch.load(path, weights_only=True)
+    return {
+        n: v.float() if v.is_floating_point() else v
+        for n, v in weights.items()
+        if not n.startswith("fc.")
+    }
+
+
+def hash_file(path: str | Path) -> str:
+    """SHA-256 as hex."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -122,6 +153,7 @@ def save(
         "dtype": "float16",
         "data": "CIFAR-10 (Krizhevsky 2009)" if args.cifar10 else args.data_name,
         "images": count,
+        "started_from": hash_file(args.start) if args.start else None,
         "image_size": args.image_size,
         "data_sha256": fingerprint,
         "test_accuracy": round(measured, 4),
@@ -130,7 +162,7 @@ def save(
         "learning_rate": args.learning_rate,
         "seed": args.seed,
         "torch": torch.__version__,
-        "file_sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
+        "file_sha256": hash_file(out),
     }
     out.with_suffix(".json").write_text(json.dumps(provenance, indent=2) + "\n")
     print(json.dumps(provenance, indent=2))
@@ -147,6 +179,8 @@ def main() -> None:
     parser.add_argument("--data-name", default="an image folder", help="what --folder holds")
     parser.add_argument("--norm", choices=["batch", "ibn_a", "ibn_b"], default="batch")
     parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--start", help="weight file to start from, whatever its classes")
+    parser.add_argument("--per-class", type=int, help="train on the first so many of each class")
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=0.2)
@@ -158,6 +192,8 @@ def main() -> None:
     num_classes = int(labels.max()) + 1
     torch.manual_seed(args.seed)
     network = build_resnet("mini", args.norm, num_classes)
+    if args.start:
+        network.load_state_dict(encoder_weights(args.start), strict=False)
     network.fc.requires_grad_(True)
     network = network.to(memory_format=torch.channels_last)
     fingerprint = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
