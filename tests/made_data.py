@@ -78,7 +78,7 @@ def make_visda17(root: Path, monkeypatch: pytest.MonkeyPatch, per_class: int = 5
     """Train and validation with so many images of every class, and with their lists."""
     counts = {"train": per_class, "validation": per_class + 1}
     for domain, count in counts.items():
-        lines = []
+        lines: list[str] = []
         for label, name in enumerate(visda17.CLASS_NAMES):
             for number in range(count):
                 image = f"{name}/{domain}_{number:04d}.png"

@@ -74,7 +74,7 @@ def test_numbers_of_the_data_set() -> None:
 
 def test_class_names_stand_in_the_order_of_the_train_ids() -> None:
     entries = sorted((entry.split() for entry in TABLE.split(",")), key=lambda entry: int(entry[1]))
-    assert CLASS_NAMES == tuple(" ".join(entry[2:]) for entry in entries)
+    assert tuple(" ".join(entry[2:]) for entry in entries) == CLASS_NAMES
     assert len(CLASS_NAMES) == 19
 
 
@@ -87,7 +87,8 @@ def test_every_raw_id_becomes_its_train_id(tmp_path: Path, palettised: bool) -> 
     else:
         Image.fromarray(ids).save(path)
     found = read_raw_ids(path)
-    assert (found.dtype, found.shape) == (np.uint8, (1, 36))
+    assert found.dtype == np.uint8
+    assert found.shape == (1, 36)
     assert found.tolist() == _train_ids(ids)
     assert found[0, [7, 26, 11, 34, 35]].tolist() == [0, 13, 2, 255, 255]
 
