@@ -181,6 +181,8 @@ class _TrainSceneLoader:
         for draw, index in zip(draws.tolist(), indices.tolist(), strict=True):
             generator.manual_seed(sub_seed(self.seed, _key(draw, count, 0)))
             image, label_map = self.split.image(index), self.split.label_map(index)
+            where = f"image {index} of {self.split.name}"
+            self.transform.check_covers(image.width, image.height, where)
             query, label = self.transform.crop(image, label_map, generator)
             queries.append(query)
             labels.append(label)
@@ -199,8 +201,8 @@ class _EvalSceneLoader:
         images = [self.split.image(index) for index in indices.tolist()]
         if len({image.size for image in images}) > 1:
             raise UserError(
-                f"evaluation.batch_size is {len(images)}, but the images of {self.split.name} "
-                "differ in size; set it to 1"
+                f"evaluation.batch_size puts images of {self.split.name} that differ in size "
+                "together; set it to 1"
             )
         labels = [self.split.label_map(index) for index in indices.tolist()]
         return Batch((normalise(images),), _stack(labels), indices)

@@ -34,21 +34,18 @@ class SceneTransform:
         """Cut at random.
 
         Args:
-            image: RGB, any size that still covers the crop at the smallest scale.
+            image: RGB, of a size that `check_covers` lets pass.
             label_map: (H, W) of the same size.
             generator: The source of every draw.
 
         Returns:
             The image (bilinear) S x S, and (S, S) class numbers (nearest).
-
-        Raises:
-            UserError: the image is too small.
         """
         draws = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         scale = self.min_scale + draws[0] * (self.max_scale - self.min_scale)
         left, right = self._interval(image.width, scale, draws[1])
         top, bottom = self._interval(image.height, scale, draws[2])
-        # Only what the crop shows is scaled; it equals the crop of the whole scaled image.
+        # Only what the crop shows is scaled; but for rounding it is that of the whole image.
         box, size = (left, top, right, bottom), (self.crop_size, self.crop_size)
         image = image.resize(size, Image.Resampling.BILINEAR, box=box)
         labels = Image.fromarray(label_map).resize(size, Image.Resampling.NEAREST, box=box)
