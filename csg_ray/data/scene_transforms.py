@@ -44,6 +44,7 @@ class SceneTransform:
         Raises:
             UserError: the image is too small.
         """
+        self.check_covers(image.width, image.height, "an image")
         draws = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         scale = self.min_scale + draws[0] * (self.max_scale - self.min_scale)
         left, right = self._interval(image.width, scale, draws[1])
