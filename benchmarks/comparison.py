@@ -8,8 +8,8 @@
    seeds that the study did not see, all else equal.
 3. The sealed target_test is opened once for all of them.
 
-Everything is kept in OUT; a second call goes on where the first one was stopped. Printed: each seed,
-means and deviations.
+Everything is kept in OUT; a second call goes on where the first one was stopped. Printed: each
+seed, means and deviations.
 """
 
 from __future__ import annotations
