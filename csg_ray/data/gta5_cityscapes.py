@@ -177,14 +177,16 @@ def _is_mismatched(root: Path, number: int) -> bool:
     """Whether an image is one of those whose label map has another size."""
     if number not in GTA5_SUSPECTS:
         return False
-    sizes = set()
-    for folder in ("images", "labels"):
-        path = root / folder / f"{number:05d}.png"
-        if not path.is_file():
-            return False  # a missing file is told with all others
-        with Image.open(path) as image:
-            sizes.add(image.size)
-    return len(sizes) > 1
+    paths = [root / folder / f"{number:05d}.png" for folder in ("images", "labels")]
+    try:
+        return _size(paths[0]) != _size(paths[1])
+    except UnreadableImageError:
+        return False  # told with all others that are missing or damaged
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with reading(path), Image.open(path) as image:
+        return image.size
 
 
 def _list_cityscapes(config: GTA5CityscapesConfig, part: str) -> FileList:

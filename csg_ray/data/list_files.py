@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def check_listed(root: Path, paths: Iterable[str], listed_in: Path) -> None:
     """
     names = list(paths)
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(names).most_common(1)[0][0]
         raise UserError(f"{listed_in} names {twice} twice; remove one of the lines")
     # A look at each folder is many times faster than one at each file.
     folders = {name.rpartition("/")[0] for name in names}
@@ -62,6 +63,7 @@ def check_listed(root: Path, paths: Iterable[str], listed_in: Path) -> None:
         for folder in folders
         if (root / folder).is_dir()
         for entry in os.scandir(root / folder)
+        if not entry.is_dir()
     }
     missing = [name for name in names if name not in there]
     if missing:
