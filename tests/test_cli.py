@@ -558,7 +558,7 @@ def test_check_shows_the_plan_and_writes_nothing(
         checkpoint_bytes_per_trial=12_345_678,
         disk_bytes=4 * 12_345_678,
     )
-    resources = SimpleNamespace(plan=lambda *_: layout, check_weights=lambda _: None)
+    resources = SimpleNamespace(plan=lambda *_: layout, check_models=lambda _: None)
     monkeypatch.setitem(sys.modules, "csg_ray.scale.resources", resources)
 
     assert main(["check", str(space_file)]) == 0

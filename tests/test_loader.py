@@ -208,6 +208,17 @@ def test_evaluation_transform_equals_torchvisions(height: int, width: int) -> No
     assert torch.equal(build_eval_transform(24)(image), reference(image))
 
 
+def test_each_image_of_a_batch_is_normalised_as_torchvision_does() -> None:
+    images = [Image.fromarray(np.roll(np.asarray(random_image(9, 13)), k, 0)) for k in range(3)]
+    one = transforms.Compose(
+        [
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    assert torch.equal(normalise(images), torch.stack([one(image) for image in images]))
+
+
 def test_training_crops_everywhere_along_the_longer_side() -> None:
     transform = build_train_transform(AugmentConfig(magnitude=0), 24)
     image = random_image(24, 28)

@@ -14,7 +14,7 @@ from csg_ray.scale.cluster import Cluster, Node
 from csg_ray.scale.resources import (
     DRIVER_BYTES,
     Workers,
-    check_weights,
+    check_models,
     check_workers,
     checkpoint_bytes,
     plan,
@@ -197,4 +197,4 @@ def test_checkpoints_are_of_the_planned_size(method: str, tmp_path: Path) -> Non
 def test_weights_of_every_model_in_the_space_are_tried(tmp_path: Path) -> None:
     space = {"model.weights": {"choice": ["bundled", str(tmp_path / "missing.pt")]}}
     with pytest.raises(UserError, match=r"missing\.pt"):
-        check_weights(make_space(space=space))
+        check_models(make_space(space=space))

@@ -47,7 +47,7 @@ def loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
 
     monkeypatch.setattr(training_loop, "fit", fit)
     monkeypatch.setattr(
-        data_load, "load_splits", lambda data: SimpleNamespace(fingerprint=state.data)
+        data_load, "load_splits", lambda data, *_: SimpleNamespace(fingerprint=state.data)
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["csg-ray"])
@@ -112,7 +112,7 @@ def test_names_are_taken_in_turn_and_never_twice(config_file: Path, capsys: Capt
 def test_a_run_that_loses_its_name_to_another(
     config_file: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_splits(data: object) -> SimpleNamespace:
+    def load_splits(data: object, *_: object) -> SimpleNamespace:
         # Loading takes seconds, in which another command may take the name.
         for name in ("runs/quick", "mine"):
             Path(name).mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,9 @@ def training(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             on_epoch_end(metrics, lambda path, saved=saved: save_checkpoint(path, saved))
 
     monkeypatch.setattr(training_loop, "fit", fit)
-    monkeypatch.setattr(data_load, "load_splits", lambda data: SimpleNamespace(fingerprint="aa"))
+    monkeypatch.setattr(
+        data_load, "load_splits", lambda data, *_: SimpleNamespace(fingerprint="aa")
+    )
     return state
 
 

@@ -104,6 +104,19 @@ def _new_place(
 
 
 @app.command()
+def pack(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Search space or run config.", show_default=False),
+    ],
+) -> None:
+    """Decode the images of a task once, for all trials and workers of this machine."""
+    from csg_ray.cli.preparing import pack_files
+
+    pack_files(file)
+
+
+@app.command()
 def check(
     space_file: Annotated[
         Path | None,

@@ -7,7 +7,7 @@ from typing import Any
 
 from csg_ray.cli.board import LABELS, describe_metric, describe_value, score_of
 from csg_ray.cli.guard import command, fail
-from csg_ray.cli.summary import STAMP, no_winner, print_agreement
+from csg_ray.cli.summary import STAMP, no_winner, print_agreement, print_notes
 from csg_ray.config.errors import UserError
 from csg_ray.results.export import (
     check_new_file,
@@ -38,6 +38,7 @@ def show_best(directory: StoragePath, top: int, by: str | None) -> None:
     if selected_with_target_labels(study, rule.name):
         print(STAMP)
     print_agreement(study)
+    print_notes(study.space.notes)
     choice = [] if rule.name == OBJECTIVE else ["--by", rule.name]
     print(f"next: {command('export', directory, directory.name + '.yaml', *choice)}")
 
@@ -86,6 +87,7 @@ def export_trial(
     stamp = f", {STAMP}" if selected_with_target_labels(study, rule) else ""
     chosen = f"by {study.rule(rule).meaning}" if rule else "chosen by id"
     print(f"trial {trial.id} of {directory} ({chosen}{stamp}) written to {out}")
+    print_notes(study.space.notes)
     print(f"next: {command('train', out)}")
 
 

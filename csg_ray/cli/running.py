@@ -9,7 +9,10 @@ from typing import Any
 
 from csg_ray.cli.board import describe_scores
 from csg_ray.cli.guard import command, continued_by, fail, say
+from csg_ray.cli.preparing import prepare_data
 from csg_ray.cli.spread import Spread, check_spread, refuse_both_launchers, train_spread
+from csg_ray.cli.summary import print_notes
+from csg_ray.config.data import has_sealed_split
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import config_to_mapping, load_config
 from csg_ray.config.reader import read_yaml
@@ -51,6 +54,7 @@ def _begin(
     check_new_directory(wanted)
     config = spread.rescale(config)
     check_spread(config, wanted, spread)
+    prepare_data(config.data)
     provenance = _provenance(config) | {"config": str(config_file)}
     if exported:
         provenance["exported"] = exported
@@ -108,6 +112,7 @@ def _check_unchanged(directory: StoragePath, spread: Spread) -> None:
     """Refuse other data, and say what else has changed."""
     config = load_config(directory / RUN_FILE)
     check_spread(config, directory, spread)
+    prepare_data(config.data)
     old = read_yaml(directory / RUN_FILE).get("provenance") or {}
     changed = compare_provenance({**old, "config": None, "exported": None}, _provenance(config))
     if "data_sha256" in changed:
@@ -187,7 +192,10 @@ def _sum_up(directory: StoragePath, last: Mapping[str, Any]) -> None:
     if last.get("diverged"):
         fail(f"run {directory} diverged in epoch {int(last['epoch'])}", DIVERGED)
     print(f"run {directory}: {describe_scores(last)} on target_val")
-    print(f"next: {command('evaluate', directory)}")
+    data = load_config(directory / RUN_FILE).data
+    print_notes(data.notes)
+    if has_sealed_split(data):
+        print(f"next: {command('evaluate', directory)}")
 
 
 def _workers(metrics: Mapping[str, Any]) -> str:

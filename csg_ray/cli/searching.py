@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from csg_ray.cli.console import watch_search
 from csg_ray.cli.guard import command, continued_by, say
-from csg_ray.cli.summary import summarise
+from csg_ray.cli.preparing import prepare_data
+from csg_ray.cli.summary import print_notes, summarise
+from csg_ray.config.data import DataConfig, FilesConfig
 from csg_ray.config.errors import UserError
 from csg_ray.results.export import check_new_directory, first_free
 from csg_ray.results.study import load_study
@@ -36,6 +38,7 @@ def run_search(
         raise _taken(directory)
     check_new_directory(directory)
     say(CHECKING)
+    prepare_data(space.first_config().data)
     while not _search_in(directory, space, verbose):
         if study is not None:
             raise _taken(directory)
@@ -73,6 +76,7 @@ def continue_study(directory: StoragePath, more: int, verbose: bool) -> None:
 
 def restore(directory: StoragePath, more: int, verbose: bool) -> None:
     """Go on with a study that was looked at, then sum up."""
+    prepare_data(load_study(directory).space.first_config().data)
     from csg_ray.scale.tuner import restore_study
 
     with continued_by(directory, "study.yaml"):
@@ -82,14 +86,16 @@ def restore(directory: StoragePath, more: int, verbose: bool) -> None:
 
 def show_plan(space: SearchSpace, space_file: Path, cluster: Cluster) -> None:
     """Print what a search would do and take on a cluster, which may be this machine."""
-    from csg_ray.scale.resources import check_weights, plan
+    from csg_ray.scale.resources import check_models, plan
 
     layout = plan(space, cluster)
-    check_weights(space)
+    check_models(space)
+    data = data_lines(space.first_config().data)
     goals = ", ".join(f"{goal.metric} ({goal.mode})" for goal in space.objectives)
     search = space.search
     lines = {
         "study": f"{space.study}, {len(space.space)} settings searched",
+        **data,
         "goal": goals,
         "trials": f"{layout.trials} of up to {layout.epochs} epochs, "
         f"{len(space.points_to_evaluate)} of them given in the file",
@@ -104,7 +110,26 @@ def show_plan(space: SearchSpace, space_file: Path, cluster: Cluster) -> None:
     }
     for name, value in lines.items():
         print(f"{name:>10}  {value}")
+    print_notes(space.notes)
     print(f"{space_file} is valid; nothing was started")
+
+
+def data_lines(config: DataConfig) -> dict[str, str]:
+    """What `check` says of the images, after a look at all of them."""
+    if not isinstance(config, FilesConfig):
+        return {"data": config.name}
+    from csg_ray.data.checking import cache_need, check_files
+    from csg_ray.data.load import list_files
+
+    task = list_files(config)
+    check_files(task, config)
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in task.splits.items())
+    lines = {"data": f"{config.name}, {len(task.class_names)} classes: {sizes} images"}
+    need = cache_need(task, config)
+    if need is None:
+        return lines | {"cache": "off: every image is decoded whenever it is used"}
+    there = f", {', '.join(need.packed)} are there" if need.packed else ""
+    return lines | {"cache": f"about {describe_bytes(need.needed)} in {need.folder}{there}"}
 
 
 def describe_bytes(count: float) -> str:

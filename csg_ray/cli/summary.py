@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from csg_ray.cli.board import LABELS, describe_metric, describe_reason, describe_value
 from csg_ray.cli.board import describe_scores as describe_both
 from csg_ray.cli.guard import command, fail
+from csg_ray.config.data import has_sealed_split
 from csg_ray.results.export import first_free, selected_with_target_labels
 from csg_ray.results.selection import OBJECTIVE, final_value
 from csg_ray.results.study import ENERGY, Study, Trial
-from csg_ray.storage.paths import StoragePath
 
 STAMP = "selected with target labels"
 ERROR_FILE = "error.txt"
@@ -32,9 +33,10 @@ def summarise(study: Study) -> None:
         print(f"  {path}: {describe_value(value)}")
     print(compare_with_published(study, best))
     print_agreement(study)
+    print_notes(study.space.notes)
     print()
     print("Next:")
-    for line in next_commands(study.directory):
+    for line in next_commands(study):
         print(f"  {line}")
 
 
@@ -105,11 +107,17 @@ def print_agreement(study: Study) -> None:
     )
 
 
-def next_commands(directory: StoragePath) -> list[str]:
+def print_notes(notes: Iterable[str]) -> None:
+    """What every output about these data has to say."""
+    for note in notes:
+        print(f"note: {note}")
+
+
+def next_commands(study: Study) -> list[str]:
     """Commands to paste that go on from here."""
+    directory = study.directory
     out = first_free(Path(f"{directory.name}.yaml"))
-    return [
-        command("best", directory),
-        command("export", directory, out),
-        command("evaluate", directory),
-    ]
+    commands = [command("best", directory), command("export", directory, out)]
+    if has_sealed_split(study.space.first_config().data):
+        commands.append(command("evaluate", directory))
+    return commands

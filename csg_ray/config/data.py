@@ -172,6 +172,11 @@ class GTA5CityscapesConfig(PublishedConfig, SegmentationConfig):
     image_size: int = Field(512, ge=16, le=4096, description="side of the crop")
 
 
+def has_sealed_split(config: TaskConfig) -> bool:
+    """Whether there is a target_test to open at the end."""
+    return NO_SEALED_SPLIT not in config.notes
+
+
 DataConfig = Annotated[
     DigitsConfig | DigitScenesConfig | ImageFolderConfig | VisDA17Config | GTA5CityscapesConfig,
     Field(discriminator="name"),

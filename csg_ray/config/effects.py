@@ -43,6 +43,11 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
             f"model.name {model.name} cannot be dilated for segmentation; set it to "
             f"{' or '.join(DILATED_MODELS)}"
         )
+    if model.head == "aspp_v3" and config.train.batch_size == 1:
+        yield (
+            "model.head aspp_v3 normalises the mean of each image over the batch, so that "
+            "train.batch_size must be at least 2, not 1; raise it, or set model.head to deeplabv2"
+        )
     implementation = config.augment.implementation
     if data.task == "segmentation" and implementation == "torchvision":
         yield (

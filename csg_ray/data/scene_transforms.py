@@ -41,6 +41,7 @@ class SceneTransform:
         Returns:
             The image (bilinear) S x S, and (S, S) class numbers (nearest).
         """
+        self.check_covers(image.width, image.height, "an image")
         draws = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         scale = self.min_scale + draws[0] * (self.max_scale - self.min_scale)
         left, right = self._interval(image.width, scale, draws[1])

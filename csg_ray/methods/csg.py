@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from csg_ray.methods.base import (
     StepOutput,
     two_layer_head,
 )
+from csg_ray.models.resnet import build_resnet
 from csg_ray.seeding import seeded, sub_seed
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class CSG(ReferenceMethod):
         self.temperature = method.temperature
         self.ema_momentum = method.ema_momentum
         self.num_views = 2 if config.draws_two_views else 1
-        self._check_patch_grid()
+        check_patch_grid(config)
         keys_per_step = config.train.batch_size * method.patch_grid**2
         self.queue_size = _queue_size(method.queue_size, keys_per_step, steps_per_epoch)
         self._first_queue = str(method.stage_numbers()[0])
@@ -170,16 +171,23 @@ class CSG(ReferenceMethod):
     def _negatives(self, stage: str) -> Tensor:
         return self._queue(stage).negatives
 
-    def _check_patch_grid(self) -> None:
-        """Let `split_patches` refuse a grid that does not divide the maps before the first step."""
-        if self.settings.patch_grid == 1:
-            return
-        side = self.config.data.image_size
-        # On the meta device a network computes shapes alone.
-        shapes_only = copy.deepcopy(self.encoder).to("meta")
-        maps = shapes_only(torch.zeros(1, 3, side, side, device="meta"))
-        for stage in self.settings.stage_numbers():
-            self._patches(maps[stage])
+
+def check_patch_grid(config: RunConfig) -> None:
+    """Refuse a grid of patches that does not divide the maps, before the first step.
+
+    Raises:
+        UserError: names the grid and the size of the maps.
+    """
+    assert isinstance(config.method, CSGConfig)
+    grid, side = config.method.patch_grid, config.data.image_size
+    if grid == 1:
+        return
+    stride: Literal[8, 32] = 8 if config.data.task == "segmentation" else 32
+    with torch.device("meta"):  # where a network computes shapes alone
+        encoder = build_resnet(config.model.name, config.model.norm, output_stride=stride)
+        maps = encoder(torch.zeros(1, 3, side, side))
+    for stage in config.method.stage_numbers():
+        split_patches(maps[stage], grid)
 
 
 def _queue_size(size: int | str, keys_per_step: int, steps_per_epoch: int) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from csg_ray.config.data import NO_SEALED_SPLIT
+from csg_ray.config.data import NO_SEALED_SPLIT, has_sealed_split
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import load_config
 from csg_ray.config.reader import read_yaml
@@ -209,7 +209,7 @@ def _sealed_split(
 ) -> SealedSplit:
     from csg_ray.data.load import load_splits
 
-    if any(NO_SEALED_SPLIT in pick.config.data.notes for pick in picks):
+    if not all(has_sealed_split(pick.config.data) for pick in picks):
         raise UserError(
             f"{directory} has no target_test to open ({NO_SEALED_SPLIT}); its numbers on "
             "target_val are the ones to compare with the paper, and data.protocol sealed keeps "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig
 from csg_ray.config.run import RunConfig
 from csg_ray.methods.base import TASK_STAGE, build_task_head
-from csg_ray.methods.csg import MAX_QUEUE_SIZE
+from csg_ray.methods.csg import MAX_QUEUE_SIZE, check_patch_grid
 from csg_ray.models.encoders import build_encoder
 from csg_ray.models.resnet import build_resnet
 from csg_ray.results.retention import retention_rules
@@ -215,14 +216,24 @@ def queue_length(config: RunConfig) -> int:
     return min(MAX_QUEUE_SIZE, int(0.43 * images * config.method.patch_grid**2))
 
 
-def check_weights(space: SearchSpace) -> None:
-    """Load the weights of every model that the space may draw, so that no trial has to find out.
+def check_models(space: SearchSpace) -> None:
+    """Load the weights of every model that the space may draw, and try its grids of patches.
+
+    So no trial has to find out.
 
     Raises:
-        UserError: weights cannot be had, or do not fit.
+        UserError: weights cannot be had or do not fit, or a grid does not divide the maps.
     """
-    models = {path: d for path, d in space.space.items() if path.startswith("model.")}
-    first = space.first_point()
-    drawn = itertools.product(*([(p, end) for end in d.ends()] for p, d in models.items()))
-    for model in {space.config_for(first | dict(choice)).model for choice in drawn}:
+    for model in {config.model for config in _drawn(space, "model.")}:
         build_encoder(model)
+    for config in _drawn(space, "model.", "data.image_size", "method.patch_grid", "method.stages"):
+        if isinstance(config.method, CSGConfig):
+            check_patch_grid(config)
+
+
+def _drawn(space: SearchSpace, *prefixes: str) -> Iterator[RunConfig]:
+    """Every combination of the ends of some searched settings, the others as at first."""
+    domains = {path: d for path, d in space.space.items() if path.startswith(prefixes)}
+    first = space.first_point()
+    for choice in itertools.product(*([(p, end) for end in d.ends()] for p, d in domains.items())):
+        yield space.config_for(first | dict(choice))

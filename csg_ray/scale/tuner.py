@@ -23,7 +23,7 @@ from csg_ray.scale.claims import ClaimLock
 from csg_ray.scale.cluster import Cluster, check_shared, find_cluster, running
 from csg_ray.scale.driver import StudyDriver
 from csg_ray.scale.lock import StudyLock, lock_directory
-from csg_ray.scale.resources import Plan, check_weights, plan
+from csg_ray.scale.resources import Plan, check_models, plan
 from csg_ray.search_space import SearchSpace
 from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import write_atomically
@@ -121,7 +121,7 @@ def restore_study(directory: StoragePath, more: int, progress: Progress, verbose
 
 
 def _provenance(space: SearchSpace) -> dict[str, Any]:
-    check_weights(space)
+    check_models(space)
     return collect_provenance(load_splits(space.config_for(space.first_point()).data).fingerprint)
 
 

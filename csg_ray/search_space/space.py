@@ -73,6 +73,15 @@ class SearchSpace:
         """One setting of the searched paths: the first warm-start point, or the first ends."""
         return dict(self.points_to_evaluate[0]) if self.points_to_evaluate else self.complete({})
 
+    def first_config(self) -> RunConfig:
+        """The run configuration of `first_point`."""
+        return self.config_for(self.first_point())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What every output about this study has to say of its data."""
+        return self.first_config().data.notes
+
     @property
     def objectives(self) -> tuple[Objective, ...]:
         """What is optimised, the first one by ASHA too."""

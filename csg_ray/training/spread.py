@@ -56,12 +56,12 @@ def spread(method: Method, config: RunConfig) -> Callable[[Batch], StepOutput]:
             "workers; raise it, or take fewer workers"
         )
     if not config.model.freeze_batch_norm:
-        if device.type == "cpu":
-            raise UserError(
-                "model.freeze_batch_norm is false, but on CPUs several workers cannot share "
-                "BatchNorm's statistics; set it to true, or train with one worker"
-            )
+        _refuse_on_cpus(device, "model.freeze_batch_norm is false", "set it to true")
         method.encoder = nn.SyncBatchNorm.convert_sync_batchnorm(method.encoder)  # type: ignore[no-untyped-call]
+    if any(isinstance(module, nn.BatchNorm2d) for module in method.head.modules()):
+        head = f"model.head is {config.model.head}, which has BatchNorm that is trained"
+        _refuse_on_cpus(device, head, "set it to deeplabv2 or fcn")
+        method.head = nn.SyncBatchNorm.convert_sync_batchnorm(method.head)  # type: ignore[no-untyped-call]
     return DistributedDataParallel(
         loss,
         device_ids=None if device.type == "cpu" else [torch.cuda.current_device()],
@@ -69,3 +69,11 @@ def spread(method: Method, config: RunConfig) -> Callable[[Batch], StepOutput]:
         # The queues are equal on every rank already, and BatchNorm is frozen or synchronised.
         **_KEEP_BUFFERS,
     )
+
+
+def _refuse_on_cpus(device: torch.device, reason: str, remedy: str) -> None:
+    if device.type == "cpu":
+        raise UserError(
+            f"{reason}, but on CPUs several workers cannot share BatchNorm's statistics; "
+            f"{remedy}, or train with one worker"
+        )

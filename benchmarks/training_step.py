@@ -1,0 +1,184 @@
+"""Time and peak memory of one training step at the published sizes: CSG against vanilla.
+
+    python benchmarks/training_step.py              # on a GPU
+    python benchmarks/training_step.py --batch 2    # on a CPU, at a smaller batch
+
+Every measurement is a process of its own, so that its peak memory is its own; the methods take
+turns, so that both see the same machine. Time: the median of the steps after the first, which
+allocates. Memory: what torch has at most allocated on a GPU; on a CPU the most that the process
+held, above what it holds once everything is imported. Images and weights are random, made before
+the clock starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from csg_ray.config.methods import CSGConfig, VanillaConfig
+from csg_ray.config.run import ModelConfig, RunConfig, TrainConfig
+from csg_ray.data.loader import Batch
+from csg_ray.methods import build_method
+from csg_ray.methods.base import ReferenceMethod
+from csg_ray.models.resnet import TappedResNet
+from csg_ray.training.optim import build_optimizer
+
+METHODS = ("vanilla", "csg")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the paper trains.
+
+    Attributes:
+        side: of the images.
+        label_shape: of one image's labels, () for a class.
+    """
+
+    side: int
+    label_shape: tuple[int, ...]
+    num_classes: int
+    batch_size: int
+    epoch_images: int
+    model: ModelConfig
+    csg: CSGConfig
+
+
+WORKLOADS = {
+    "visda17": Workload(
+        side=224,
+        label_shape=(),
+        num_classes=12,
+        batch_size=32,
+        epoch_images=152_397,
+        model=ModelConfig(name="resnet101", weights="none"),
+        csg=CSGConfig(stages="3,4", queue_size=65536),
+    ),
+}
+
+
+def measure_here(workload: Workload, method_name: str, batch_size: int, steps: int) -> None:
+    """Take the steps in this process and print what they took as JSON."""
+    imported = _peak_of_process()
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = RunConfig(
+        model=workload.model,
+        method=workload.csg if method_name == "csg" else VanillaConfig(),
+        train=TrainConfig(batch_size=batch_size),
+    )
+    steps_per_epoch = workload.epoch_images // batch_size
+    method = build_method(config, workload.num_classes, steps_per_epoch).to(device)
+    optimizer = build_optimizer(method, config.train)
+    batch = _random_batch(workload, method.num_views, batch_size).to(device)
+    _fit_statistics(method.encoder, batch)
+    if isinstance(method, ReferenceMethod):
+        _fit_statistics(method.reference_encoder, batch)
+    seconds = []
+    for step in range(1, steps + 2):
+        start = time.perf_counter()
+        loss = method.training_loss(batch).loss
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        method.after_step(optimizer, step, steps)
+        assert loss.isfinite()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        peak = _peak_of_process() - imported
+    print(json.dumps({"seconds": statistics.median(seconds[1:]), "peak_mib": peak}))
+
+
+def _random_batch(workload: Workload, num_views: int, size: int) -> Batch:
+    views = [torch.randn(size, 3, workload.side, workload.side) for _ in range(num_views)]
+    labels = torch.randint(workload.num_classes, (size, *workload.label_shape))
+    return Batch(tuple(views), labels, torch.arange(size))
+
+
+@torch.no_grad()
+def _fit_statistics(encoder: TappedResNet, batch: Batch) -> None:
+    """Set the running statistics of random weights to those of two images.
+
+    Left at their start, they let the activations grow from block to block: logits of 30,000.
+    """
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    encoder.train()
+    encoder(batch.views[0][:2])
+    encoder.eval()
+
+
+def _peak_of_process() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(name: str, method_name: str, batch_size: int, steps: int) -> dict[str, float]:
+    """Take the steps in a fresh process."""
+    command = [sys.executable, __file__, "--workload", name, "--method", method_name]
+    command += ["--batch", str(batch_size), "--steps", str(steps)]
+    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, float] = json.loads(finished.stdout)
+    return result
+
+
+def compare(name: str, batch_size: int | None, steps: int, rounds: int) -> None:
+    """Measure both methods in turns; print a line for each, and the ratios."""
+    workload = WORKLOADS[name]
+    size = batch_size or workload.batch_size
+    published = "" if size == workload.batch_size else f" (published: {workload.batch_size})"
+    print(f"{name}: {workload.model.name}, {workload.side} px, batch {size}{published}")
+    taken: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
+    for _ in range(rounds):
+        for method in METHODS:
+            taken[method].append(measure(name, method, size, steps))
+    for method in METHODS:
+        spread = [each["seconds"] for each in taken[method]]
+        peak = statistics.median(each["peak_mib"] for each in taken[method])
+        print(
+            f"  {method:8s} {statistics.median(spread):8.3f} s "
+            f"({min(spread):.3f} to {max(spread):.3f})  {peak:7.0f} MiB"
+        )
+    for key, what in (("seconds", "time"), ("peak_mib", "memory")):
+        pairs = zip(taken["csg"], taken["vanilla"], strict=True)
+        ratios = sorted(csg[key] / vanilla[key] for csg, vanilla in pairs)
+        print(
+            f"  csg / vanilla: {statistics.median(ratios):.2f} times the {what} "
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
+
+
+def main() -> None:
+    """Compare the methods on every workload."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workload", choices=WORKLOADS, help="this one only")
+    parser.add_argument("--batch", type=int, help="images per step; default: as published")
+    parser.add_argument("--steps", type=int, default=5, help="timed, after one that is not")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--method", choices=METHODS, help="measure once, in this process")
+    arguments = parser.parse_args()
+    if arguments.method:
+        workload = WORKLOADS[arguments.workload]
+        measure_here(workload, arguments.method, arguments.batch, arguments.steps)
+        return
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads")
+    for name in [arguments.workload] if arguments.workload else WORKLOADS:
+        compare(name, arguments.batch, arguments.steps, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""`pack`, and the images that other commands decode on first use: what is read, with a bar."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from csg_ray.cli.guard import say
+from csg_ray.config.data import DataConfig, FilesConfig
+from csg_ray.config.errors import UserError
+from csg_ray.config.load import load_config
+from csg_ray.config.reader import read_yaml
+from csg_ray.search_space import load_search_space
+
+STEPS_SAID = 10  # lines for a split where there is no terminal
+
+
+def prepare_data(config: DataConfig) -> None:
+    """Load a task's splits, so that whatever is wrong with them shows before anything starts."""
+    from csg_ray.data.checking import check_files
+    from csg_ray.data.load import list_files, load_splits
+
+    if isinstance(config, FilesConfig):
+        check_files(list_files(config), config)
+    with PackingDisplay() as display:
+        load_splits(config, display.show)
+
+
+def pack_files(file: Path) -> None:
+    """Decode every split of the task that a search space or a run config names."""
+    from csg_ray.cli.searching import describe_bytes
+    from csg_ray.data.checking import check_files
+    from csg_ray.data.file_splits import decode
+    from csg_ray.data.load import list_files
+    from csg_ray.data.packed_images import PackedImages
+
+    config = _data_of(file)
+    if not isinstance(config, FilesConfig):
+        raise UserError(f"{file}: data.name {config.name} is made on the spot; nothing to pack")
+    task = list_files(config)
+    check_files(task, config)
+    with PackingDisplay() as display:
+        decoded = {
+            name: decode(name, split, config, display.show) for name, split in task.splits.items()
+        }
+    for name, images in decoded.items():
+        if not isinstance(images, PackedImages):
+            raise UserError(f"{file}: data.cache is off; name a folder, or set it to auto")
+        size = describe_bytes(images.path.stat().st_size)
+        left_out = f", {len(images.left_out)} left out" if images.left_out else ""
+        print(f"{name:>12}  {len(images.kept)} images{left_out}, {size} in {images.path}")
+        for reason in images.left_out.values():
+            print(f"{'left out':>12}  {reason}")
+
+
+def _data_of(file: Path) -> DataConfig:
+    if "space" not in read_yaml(file):
+        return load_config(file).data
+    space = load_search_space(file)
+    return space.config_for(space.first_point()).data
+
+
+class PackingDisplay:
+    """A bar for each split on a terminal, some lines everywhere else, nothing if all is there."""
+
+    def __init__(self) -> None:
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._said: dict[str, int] = {}
+
+    def __enter__(self) -> PackingDisplay:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def show(self, name: str, done: int, total: int) -> None:
+        """So many files of a split are decoded."""
+        if not sys.stdout.isatty():
+            self._say(name, done, total)
+            return
+        if self._bars is None:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+            self._bars = Progress(
+                "decoding {task.description}",
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                refresh_per_second=2,
+            )
+            self._bars.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=total)
+        self._bars.update(self._tasks[name], completed=done)
+
+    def _say(self, name: str, done: int, total: int) -> None:
+        step = STEPS_SAID * done // total
+        if step > self._said.get(name, 0):
+            self._said[name] = step
+            say(f"decoding {name}: {done}/{total} images")
