@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -49,9 +50,10 @@ class ColouredScenes:
             np.stack([rows, columns, np.full_like(rows, index * 20)], 2).astype(np.uint8)
         )
 
-    def label_map(self, index: int) -> np.ndarray:
+    def label_map(self, index: int) -> NDArray[np.uint8]:
         rows, columns = np.mgrid[:SIZE, :SIZE] // 8
-        return ((rows + columns + index) % 4).astype(np.uint8)
+        labels: NDArray[np.uint8] = ((rows + columns + index) % 4).astype(np.uint8)
+        return labels
 
     def labelled_classes(self) -> list[int]:
         return [0, 1, 2, 3]
@@ -94,10 +96,13 @@ def _assert_equal(one: Batches, other: Batches) -> None:
         assert all(torch.equal(a, b) for a, b in zip(left.views, right.views, strict=True))
 
 
-def _levels(view: Tensor) -> np.ndarray:
+def _levels(view: Tensor) -> NDArray[np.uint8]:
     """Normalised (B, 3, S, S) to levels (B, S, S, 3)."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    return ((view.permute(0, 2, 3, 1) * std + mean) * 255).round().to(torch.uint8).numpy()
+    levels: NDArray[np.uint8] = (
+        ((view.permute(0, 2, 3, 1) * std + mean) * 255).round().to(torch.uint8).numpy()
+    )
+    return levels
 
 
 def _everything(batches: Batches) -> Batch:
@@ -286,7 +291,7 @@ class OfTwoSizes(ColouredScenes):
     def image(self, index: int) -> Image.Image:
         return random_image(index, 40 if index == COUNT - 1 else SIZE, SIZE)
 
-    def label_map(self, index: int) -> np.ndarray:
+    def label_map(self, index: int) -> NDArray[np.uint8]:
         return np.zeros((SIZE, 40 if index == COUNT - 1 else SIZE), np.uint8)
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from csg_ray.config.data import FilesConfig, GTA5CityscapesConfig, SegmentationConfig
+from csg_ray.config.data import FilesConfig, GTA5CityscapesConfig
 from csg_ray.config.errors import UserError
 from csg_ray.data.epoch import scene_transform
 from csg_ray.data.file_splits import SplitFiles, TaskFiles, cache_folder
 from csg_ray.data.files import UnreadableImageError, reading
 from csg_ray.data.packed import check_room, is_packed, packed_bytes
+from csg_ray.data.packing import scaled_size
 
 SAMPLED_LABELS = 32
 
@@ -42,7 +42,7 @@ def check_files(task: TaskFiles, config: FilesConfig) -> None:
     """
     if isinstance(config, GTA5CityscapesConfig):
         for name, split in task.splits.items():
-            _check_sizes(split, config if name == "source_train" else None)
+            _check_sizes(split, config, is_cut=name == "source_train")
             _check_some_labels(split)
 
 
@@ -70,26 +70,34 @@ def cache_need(task: TaskFiles, config: FilesConfig) -> CacheNeed | None:
     return CacheNeed(folder, needed, tuple(packed))
 
 
-def _check_sizes(split: SplitFiles, crop: SegmentationConfig | None) -> None:
+def _check_sizes(split: SplitFiles, config: GTA5CityscapesConfig, is_cut: bool) -> None:
     """Image and label map agree in size, and cover the crop where training cuts one."""
-    for image, label_map in zip(_sizes(split, "images"), _sizes(split, "label_maps"), strict=True):
-        if image[1] != label_map[1]:
-            raise UserError(
-                f"{image[0]} has {image[1][0]}x{image[1][1]} pixels, but its label map "
-                f"{label_map[0]} has {label_map[1][0]}x{label_map[1][1]}; unpack both again"
-            )
-        if crop is not None:
-            scene_transform(crop).check_covers(*image[1], str(image[0]))
-
-
-def _sizes(split: SplitFiles, which: str) -> Iterator[tuple[Path, tuple[int, int]]]:
-    for name in getattr(split.files, which):
-        path = split.files.root / name
+    files = split.files
+    for image, label_map in zip(files.images, files.label_maps, strict=True):
+        paths = (files.root / image, files.root / label_map)
         try:
-            with reading(path), Image.open(path) as image:
-                yield path, image.size
+            size = _size(paths[0])
+        except UnreadableImageError as error:
+            if config.cache == "off":
+                raise UserError(f"{error}; unpack it again") from error
+            continue  # packing counts it and leaves it out
+        try:
+            label_size = _size(paths[1])
         except UnreadableImageError as error:
             raise UserError(f"{error}; unpack it again") from error
+        if size != label_size:
+            raise UserError(
+                f"{paths[0]} has {size[0]}x{size[1]} pixels, but its label map {paths[1]} has "
+                f"{label_size[0]}x{label_size[1]}; unpack both again"
+            )
+        if is_cut:
+            cut = scaled_size(size, config.max_side)
+            scene_transform(config).check_covers(*cut, str(paths[0]))
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with reading(path), Image.open(path) as image:
+        return image.size
 
 
 def _check_some_labels(split: SplitFiles) -> None:

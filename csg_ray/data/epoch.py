@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Generator, Tensor
 
 from csg_ray.config.data import SegmentationConfig
@@ -180,7 +181,7 @@ class _TrainSceneLoader:
         queries, keys, labels = [], [], []
         for draw, index in zip(draws.tolist(), indices.tolist(), strict=True):
             generator.manual_seed(sub_seed(self.seed, _key(draw, count, 0)))
-            image, label_map = self.split.image(index), self.split.label_map(index)
+            image, label_map = _read_scene(self.split, index)
             where = f"image {index} of {self.split.name}"
             self.transform.check_covers(image.width, image.height, where)
             query, label = self.transform.crop(image, label_map, generator)
@@ -198,15 +199,27 @@ class _EvalSceneLoader:
     split: SceneSplit
 
     def __call__(self, indices: Tensor) -> Batch:
-        images = [self.split.image(index) for index in indices.tolist()]
+        scenes = [_read_scene(self.split, index) for index in indices.tolist()]
+        images, label_maps = zip(*scenes, strict=True)
         if len({image.size for image in images}) > 1:
             raise UserError(
                 f"evaluation.batch_size puts images of {self.split.name} that differ in size "
                 "together; set it to 1"
             )
-        labels = [self.split.label_map(index) for index in indices.tolist()]
-        return Batch((normalise(images),), _stack(labels), indices)
+        return Batch((normalise(images),), _stack(label_maps), indices)
 
 
-def _stack(label_maps: list[NDArray[np.uint8]]) -> Tensor:
+def _read_scene(split: SceneSplit, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
+    """An image and its label map, which without the cache nobody has compared yet."""
+    image, label_map = split.image(index), split.label_map(index)
+    height, width = label_map.shape
+    if image.size != (width, height):
+        raise UserError(
+            f"image {index} of {split.name} has {image.width}x{image.height} pixels, but its label "
+            f"map has {width}x{height}; give each image its own label map"
+        )
+    return image, label_map
+
+
+def _stack(label_maps: Sequence[NDArray[np.uint8]]) -> Tensor:
     return torch.from_numpy(np.stack(label_maps)).long()
