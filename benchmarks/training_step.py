@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from csg_ray.config.data import GTA5CityscapesConfig, VisDA17Config
 from csg_ray.config.methods import CSGConfig, VanillaConfig
 from csg_ray.config.run import ModelConfig, RunConfig, TrainConfig
 from csg_ray.data.loader import Batch
@@ -51,6 +52,7 @@ class Workload:
     epoch_images: int
     model: ModelConfig
     csg: CSGConfig
+    data: VisDA17Config | GTA5CityscapesConfig
 
 
 WORKLOADS = {
@@ -62,6 +64,19 @@ WORKLOADS = {
         epoch_images=152_397,
         model=ModelConfig(name="resnet101", weights="none"),
         csg=CSGConfig(stages="3,4", queue_size=65536),
+        data=VisDA17Config(root="not read"),
+    ),
+    "gta5_cityscapes": Workload(
+        side=512,
+        label_shape=(512, 512),
+        num_classes=19,
+        batch_size=6,
+        epoch_images=12_000,
+        model=ModelConfig(
+            name="resnet50", weights="none", head="aspp_v3", train_batch_norm_affine=False
+        ),
+        csg=CSGConfig(stages="3,4", queue_size=65536, patch_grid=8, train_projection=False),
+        data=GTA5CityscapesConfig(gta5="not read", cityscapes="not read"),
     ),
 }
 
@@ -72,6 +87,7 @@ def measure_here(workload: Workload, method_name: str, batch_size: int, steps: i
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = RunConfig(
+        data=workload.data,
         model=workload.model,
         method=workload.csg if method_name == "csg" else VanillaConfig(),
         train=TrainConfig(batch_size=batch_size),

@@ -219,6 +219,21 @@ def test_each_image_of_a_batch_is_normalised_as_torchvision_does() -> None:
     assert torch.equal(normalise(images), torch.stack([one(image) for image in images]))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_crop_is_cut_from_the_whole_scaled_image(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    transform = build_train_transform(AugmentConfig(magnitude=0), 50)
+    for width, height in [*generator.integers(10, 160, (40, 2)).tolist(), [50, 90], [90, 50]]:
+        image = random_image(height, width)
+        shorter = min(width, height)
+        size = (int(50 * width / shorter), int(50 * height / shorter))
+        scaled = image.resize(size, Image.Resampling.BILINEAR)
+        crop = transform.crop(image, Generator().manual_seed(seed))
+        windows = np.lib.stride_tricks.sliding_window_view(np.asarray(scaled), (50, 50, 3))
+        found = (windows == np.asarray(crop)).all(axis=(-3, -2, -1)).sum()
+        assert found == 1, (width, height)
+
+
 def test_training_crops_everywhere_along_the_longer_side() -> None:
     transform = build_train_transform(AugmentConfig(magnitude=0), 24)
     image = random_image(24, 28)

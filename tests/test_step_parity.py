@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from csg_ray.config.data import DataConfig, DigitScenesConfig, DigitsConfig
 from csg_ray.config.methods import CSGConfig
 from csg_ray.config.run import AugmentConfig, ModelConfig, RunConfig, TrainConfig
 from csg_ray.data.loader import Batch
@@ -15,21 +16,27 @@ from csg_ray.models.deeplab import build_segmentation_head, upsample
 from plain_csg import PlainCSG, segmentation_loss
 
 BATCH = 4
+NUM_CLASSES = 10
 STEPS = 3
 # Moves the weights, and keeps the untrained network where a plain softmax does not underflow.
 LEARNING_RATE = 0.01
 
 
-def _build(settings: CSGConfig, views: str) -> CSG:
+SCENES = DigitScenesConfig(image_size=32)
+
+
+def _build(settings: CSGConfig, views: str, data: DataConfig) -> CSG:
     """A method in float64, its encoder away from the reference as in mid-training."""
+    head: Any = "fcn" if data.task == "segmentation" else "mlp"
     augment = AugmentConfig().model_copy(update={"views": views})
     config = RunConfig(
-        model=ModelConfig(weights="none"),
+        data=data,
+        model=ModelConfig(weights="none", head=head),
         method=settings,
         augment=augment,
         train=TrainConfig(batch_size=BATCH),
     )
-    method = CSG(config, 10, 10)
+    method = CSG(config, NUM_CLASSES, 10)
     torch.manual_seed(3)
     with torch.no_grad():
         for param in method.encoder.parameters():
@@ -68,13 +75,17 @@ def _plain(method: CSG) -> PlainCSG:
     )
 
 
-def _batch(views: int, size: int, step: int) -> Batch:
+def _batch(views: int, size: int, step: int, segmentation: bool) -> Batch:
     generator = torch.Generator().manual_seed(step)
     images = [
         torch.randn(BATCH, 3, size, size, generator=generator, dtype=torch.float64)
         for _ in range(views)
     ]
-    labels = torch.randint(0, 10, (BATCH,), generator=generator)
+    labels = torch.randint(0, NUM_CLASSES, (BATCH,), generator=generator)
+    if segmentation:
+        labels = torch.randint(0, NUM_CLASSES, (BATCH, size, size), generator=generator)
+        labels[0, :, : size // 2] = 255
+        labels[1:, :, size // 8 :] = 255  # few pixels are enough for a plain loop
     return Batch(tuple(images), labels, torch.arange(BATCH))
 
 
@@ -84,14 +95,21 @@ def _assert_equal(actual: Tensor | None, expected: Tensor | None, name: str) -> 
     )
 
 
-def _compare(changes: dict[str, Any], size: int = 32, views: str = "independent") -> None:
+def _compare(
+    changes: dict[str, Any],
+    size: int = 32,
+    views: str = "independent",
+    segmentation: bool = False,
+) -> None:
     """Three steps of both, the package's SGD moving the weights of both."""
     defaults = {"loss_weight": 0.7, "temperature": 0.2, "ema_momentum": 0.6, "queue_size": 6}
-    method = _build(CSGConfig(**{**defaults, **changes}), views)
+    method = _build(
+        CSGConfig(**{**defaults, **changes}), views, SCENES if segmentation else DigitsConfig()
+    )
     plain = _plain(method)
     optimizer = torch.optim.SGD(method.parameters(), lr=LEARNING_RATE)
     for step in range(1, STEPS + 1):
-        batch = _batch(method.num_views, size, step)
+        batch = _batch(method.num_views, size, step, segmentation)
         weights = _weights(method)
         expected = plain.step(weights, batch.views[0], batch.views[-1], batch.labels)
         torch.autograd.backward(expected)
@@ -149,6 +167,15 @@ def test_dense_equals_the_plain_step(changes: dict[str, Any]) -> None:
 
 def test_dense_equals_the_plain_step_on_larger_images() -> None:
     _compare({"patch_grid": 2, "queue_size": 24, "stages": "4"}, size=64)
+
+
+@pytest.mark.parametrize("changes", [{}, {"stages": "2,3,4", "pooling": "mean"}])
+def test_segmentation_equals_the_plain_step(changes: dict[str, Any]) -> None:
+    _compare({"patch_grid": 2, "queue_size": 24, **changes}, segmentation=True)
+
+
+def test_projection_heads_that_stay_random_get_no_gradient_and_change_nothing_else() -> None:
+    _compare({"patch_grid": 2, "queue_size": 24, "train_projection": False}, segmentation=True)
 
 
 @pytest.mark.parametrize("ignored", ["some", "all"])

@@ -43,7 +43,7 @@ def pack_files(file: Path) -> None:
     check_files(task, config)
     with PackingDisplay() as display:
         decoded = {
-            name: decode(name, split, config, display.show) for name, split in task.splits.items()
+            name: decode(name, split, config, display.show) for name, split in task.in_order()
         }
     for name, images in decoded.items():
         if not isinstance(images, PackedImages):

@@ -123,12 +123,14 @@ def data_lines(config: DataConfig) -> dict[str, str]:
 
     task = list_files(config)
     check_files(task, config)
-    sizes = ", ".join(f"{len(split)} {name}" for name, split in task.splits.items())
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in task.in_order())
     lines = {"data": f"{config.name}, {len(task.class_names)} classes: {sizes} images"}
     need = cache_need(task, config)
     if need is None:
         return lines | {"cache": "off: every image is decoded whenever it is used"}
-    there = f", {', '.join(need.packed)} are there" if need.packed else ""
+    if not need.needed:
+        return lines | {"cache": f"all decoded, in {need.folder}"}
+    there = f"; decoded already: {', '.join(need.packed)}" if need.packed else ""
     return lines | {"cache": f"about {describe_bytes(need.needed)} in {need.folder}{there}"}
 
 

@@ -41,7 +41,7 @@ def check_files(task: TaskFiles, config: FilesConfig) -> None:
         UserError: names the file.
     """
     if isinstance(config, GTA5CityscapesConfig):
-        for name, split in task.splits.items():
+        for name, split in task.in_order():
             _check_sizes(split, config, is_cut=name == "source_train")
             _check_some_labels(split)
 
@@ -56,13 +56,11 @@ def cache_need(task: TaskFiles, config: FilesConfig) -> CacheNeed | None:
     if folder is None:
         return None
     packed = [
-        name
-        for name, split in task.splits.items()
-        if is_packed(split.files, folder, config.max_side)
+        name for name, split in task.in_order() if is_packed(split.files, folder, config.max_side)
     ]
     needed = sum(
         packed_bytes(split.files, config.max_side)
-        for name, split in task.splits.items()
+        for name, split in task.in_order()
         if name not in packed
     )
     if needed:

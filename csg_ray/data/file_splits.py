@@ -28,6 +28,7 @@ from csg_ray.data.splits import IGNORED, UNLABELLED, DomainSplits, SealedSplit, 
 OnPacking = Callable[[str, int, int], None]
 Images = FileList | PackedImages
 Value = TypeVar("Value")
+SPLIT_NAMES = ("source_train", "source_val", "target_train", "target_val", "target_test")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class TaskFiles:
 
     class_names: tuple[str, ...]
     splits: Mapping[str, SplitFiles]
+
+    def in_order(self) -> list[tuple[str, SplitFiles]]:
+        """The splits as they are listed everywhere, the source's first."""
+        return [(name, self.splits[name]) for name in SPLIT_NAMES if name in self.splits]
 
 
 class FileSplit:

@@ -44,18 +44,24 @@ class Transform:
         Returns:
             RGB, S x S.
         """
+        side = self.image_size
         if self.augmentation is None:
-            image = _resize_shorter_side(image, self.image_size)
-            left = round((image.width - self.image_size) / 2)
-            top = round((image.height - self.image_size) / 2)
+            width, height = _scaled_size(image.size, side)
+            left, top = round((width - side) / 2), round((height - side) / 2)
         else:
             assert generator is not None
-            image = _resize_shorter_side(self.augmentation(image, generator), self.image_size)
-            left = _draw_offset(image.width - self.image_size, generator)
-            top = _draw_offset(image.height - self.image_size, generator)
-        if image.size == (self.image_size, self.image_size):
-            return image
-        return image.crop((left, top, left + self.image_size, top + self.image_size))
+            image = self.augmentation(image, generator)
+            width, height = _scaled_size(image.size, side)
+            left = _draw_offset(width - side, generator)
+            top = _draw_offset(height - side, generator)
+        if width > height:
+            # Pillow scales a wide image in width first. Cut then, the columns that go are not
+            # scaled in height; the rest is the same to the bit.
+            image = _resize(image, (width, image.height))
+            image = image.crop((left, 0, left + side, image.height))
+            return _resize(image, (side, side))
+        image = _resize(image, (width, height))
+        return image if height == side else image.crop((0, top, side, top + side))
 
 
 def build_train_transform(augment: AugmentConfig, image_size: int) -> Transform:
@@ -80,12 +86,15 @@ def normalise(images: Sequence[Image.Image]) -> Tensor:
     return batch
 
 
-def _resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
-    shorter = min(image.size)
-    if shorter == size:
-        return image
-    width, height = (int(size * side / shorter) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+def _scaled_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    """(width, height) when the shorter of both becomes `shorter_side`."""
+    width, height = size
+    shorter = min(size)
+    return int(shorter_side * width / shorter), int(shorter_side * height / shorter)
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def _draw_offset(excess: int, generator: Generator) -> int:
