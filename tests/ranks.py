@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ import torch.distributed as dist
 from csg_ray.config.data import DigitScenesConfig, DigitsConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import METHOD_CONFIGS, CSGConfig
-from csg_ray.config.run import AugmentConfig, ModelConfig, RunConfig, TrainConfig
+from csg_ray.config.run import AugmentConfig, EvaluationConfig, ModelConfig, RunConfig, TrainConfig
 from csg_ray.data.load import load_splits
-from csg_ray.data.splits import ArraySceneSplit
+from csg_ray.data.splits import ArraySceneSplit, DomainSplits
 from csg_ray.distributed import gather_features, gather_rows, on_rank_zero, shares
 from csg_ray.methods.csg import CSG
 from csg_ray.training.loop import Training, fit
@@ -34,32 +35,40 @@ def config_of(name: str, **sections: Any) -> RunConfig:
     method = METHOD_CONFIGS[name.partition("-")[0]]()
     if name == "csg-dense":
         method = CSGConfig(patch_grid=2, stages="3", queue_size=300)
-    if name == "csg-scenes":
-        scenes = {
-            "data": DigitScenesConfig(num_train=30, num_val=10),
-            "model": ModelConfig(head="fcn"),
-            "train": TrainConfig(epochs=2, batch_size=10, learning_rate=0.02),
-        }
-        method = CSGConfig(patch_grid=3, stages="3", queue_size=300)
-        sections = scenes | sections
     settings: dict[str, Any] = {
         "data": DigitsConfig(num_train=100, num_val=30),
         "augment": AugmentConfig(translate="fraction"),
         "train": TrainConfig(epochs=2, batch_size=32, learning_rate=0.02),
         "method": method,
     }
+    if name == "csg-scenes":
+        settings |= {
+            "data": DigitScenesConfig(num_train=24, num_val=10),
+            "method": CSGConfig(patch_grid=3, stages="3", queue_size=300),
+            "model": ModelConfig(head="fcn"),
+            "train": TrainConfig(epochs=2, batch_size=8, learning_rate=0.02),
+            "evaluation": EvaluationConfig(batch_size=3),
+        }
     return RunConfig(**{**settings, **sections})
+
+
+def splits_of(config: RunConfig) -> DomainSplits:
+    """Those of the task; of scenes with pixels that do not count, in every scene another number."""
+    splits = load_splits(config.data)
+    source = splits.source_train
+    if not isinstance(source, ArraySceneSplit):
+        return splits
+    label_maps = source.label_maps.copy()
+    for number, label_map in enumerate(label_maps):
+        label_map[:, 60 * number // len(label_maps) :] = 255
+    own = ArraySceneSplit(source.name, source.images, label_maps, source.class_names)
+    return replace(splits, source_train=own)
 
 
 def train(name: str) -> dict[str, Any]:
     """What one training ends with: losses of every step, metrics, weights, queues."""
     config = config_of(name)
-    splits = load_splits(config.data)
-    if isinstance(splits.source_train, ArraySceneSplit):
-        # Pixels that do not count, more of them in some images than in others.
-        for index, label_map in enumerate(splits.source_train.label_maps):
-            label_map[:, : 2 * index] = 255
-    training = Training(config, splits, torch.device("cpu"))
+    training = Training(config, splits_of(config), torch.device("cpu"))
     losses: list[float] = []
     healthy = training._is_healthy
 

@@ -175,9 +175,11 @@ def test_without_the_cache_a_damaged_image_is_named_when_it_is_read(folders: Mak
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_luminance_in_the_place_of_ids_is_refused_by_name(scenes: Make, cache: bool) -> None:
+def test_luminance_in_the_place_of_ids_is_refused_by_name(
+    scenes: Make, cache: bool, tmp_path: Path
+) -> None:
     config = scenes() if cache else scenes(cache="off")
-    path = Path(scenes().gta5) / "labels" / "00003.png"  # type: ignore[attr-defined]
+    path = tmp_path / "gta5" / "labels" / "00003.png"
     with Image.open(path) as image:
         grey = image.convert("L")
     grey.save(path)
@@ -192,8 +194,8 @@ def test_luminance_in_the_place_of_ids_is_refused_by_name(scenes: Make, cache: b
     assert "which is no label id" in said
 
 
-def test_a_label_map_of_another_size_is_refused_when_packing(scenes: Make) -> None:
-    path = Path(scenes().gta5) / "labels" / "00003.png"  # type: ignore[attr-defined]
+def test_a_label_map_of_another_size_is_refused_when_packing(scenes: Make, tmp_path: Path) -> None:
+    path = tmp_path / "gta5" / "labels" / "00003.png"
     save_palettised(path, random_ids(3, (20, 16)))
     said = refusal(lambda: _open(scenes()))
     assert f"{path} has 20 x 16 pixels" in said
@@ -201,9 +203,9 @@ def test_a_label_map_of_another_size_is_refused_when_packing(scenes: Make) -> No
 
 
 def test_a_label_map_of_another_size_is_refused_while_training_without_the_cache(
-    scenes: Make,
+    scenes: Make, tmp_path: Path
 ) -> None:
-    path = Path(scenes().gta5) / "labels" / "00003.png"  # type: ignore[attr-defined]
+    path = tmp_path / "gta5" / "labels" / "00003.png"
     save_palettised(path, random_ids(3, (30, 20)))
     config = RunConfig(
         data=scenes(cache="off"), model=ModelConfig(head="fcn"), train=TrainConfig(batch_size=4)

@@ -51,8 +51,9 @@ def pack_files(file: Path) -> None:
         size = describe_bytes(images.path.stat().st_size)
         left_out = f", {len(images.left_out)} left out" if images.left_out else ""
         print(f"{name:>12}  {len(images.kept)} images{left_out}, {size} in {images.path}")
-        for reason in images.left_out.values():
-            print(f"{'left out':>12}  {reason}")
+        files = task.splits[name].files
+        for position, reason in images.left_out.items():
+            print(f"{'left out':>12}  {files.root / files.images[position]} {reason}")
 
 
 def _data_of(file: Path) -> DataConfig:

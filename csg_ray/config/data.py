@@ -108,8 +108,13 @@ class FilesConfig(TaskConfig):
 
 
 class PublishedConfig(FilesConfig):
-    """Tasks of the paper, which can be split as the paper has them."""
+    """Tasks of the paper, which can be split as the paper has them.
 
+    Attributes:
+        published_source_val: whether they hold a source_val out then, too.
+    """
+
+    published_source_val: ClassVar[bool] = False
     protocol: Literal["sealed", "published"] = Field(
         "sealed", description="sealed: our splits; published: target_val is all, nothing is sealed"
     )
@@ -162,6 +167,7 @@ class VisDA17Config(PublishedConfig):
 class GTA5CityscapesConfig(PublishedConfig, SegmentationConfig):
     """From GTA5 (Richter et al. 2016) to Cityscapes (Cordts et al. 2016), 19 classes."""
 
+    published_source_val: ClassVar[bool] = True  # GTA5 has its own validation images
     name: Literal["gta5_cityscapes"] = "gta5_cityscapes"
     gta5: str = Field(min_length=1, description="folder with images, labels and split.mat in it")
     cityscapes: str = Field(min_length=1, description="folder with leftImg8bit and gtFine in it")

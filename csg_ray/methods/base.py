@@ -16,7 +16,7 @@ from csg_ray.config.errors import UserError
 from csg_ray.config.run import ModelConfig, RunConfig
 from csg_ray.data.loader import Batch
 from csg_ray.data.splits import IGNORED, DomainSplits, Split
-from csg_ray.distributed import sum_over_ranks, world_size
+from csg_ray.distributed import rank, shares, sum_over_ranks
 from csg_ray.models.deeplab import build_segmentation_head, upsample
 from csg_ray.models.encoders import build_encoder
 from csg_ray.models.resnet import TappedResNet
@@ -114,13 +114,13 @@ class Method(nn.Module):
             return functional.cross_entropy(self.classify(maps, (1, 1)), labels)
         logits = self.classify(maps, (labels.shape[1], labels.shape[2]))
         total = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        counted = (labels != IGNORED).sum()
-        if world_size() > 1:
-            # Weighted by its share of the images, each rank's part is one of the batch's mean.
-            share = len(labels) / self.config.train.batch_size
-            counted = sum_over_ranks(counted) * share
+        # The pixels of all ranks, whose images count unlike: the loop adds the losses up, each
+        # weighted by the rank's share of the images.
+        batch_size = self.config.train.batch_size
+        share = shares(batch_size)[rank()] / batch_size
+        counted = sum_over_ranks((labels != IGNORED).sum())
         # A batch in which no pixel counts has a loss of 0; the mean would be NaN.
-        return total / counted.clamp_min(1)
+        return total / (counted.clamp_min(1) * share)
 
     def training_loss(self, batch: Batch) -> StepOutput:
         """The loss to minimise on one batch of `num_views` views."""
