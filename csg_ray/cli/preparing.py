@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from csg_ray.cli.guard import say
 from csg_ray.config.data import DataConfig, FilesConfig
@@ -13,6 +14,10 @@ from csg_ray.config.errors import UserError
 from csg_ray.config.load import load_config
 from csg_ray.config.reader import read_yaml
 from csg_ray.search_space import load_search_space
+
+if TYPE_CHECKING:
+    from csg_ray.data.file_splits import TaskFiles
+    from csg_ray.data.packed_images import PackedImages
 
 STEPS_SAID = 10  # lines for a split where there is no terminal
 
@@ -23,37 +28,53 @@ def prepare_data(config: DataConfig) -> None:
     from csg_ray.data.load import list_files, load_splits
 
     if isinstance(config, FilesConfig):
-        check_files(list_files(config), config)
-    with PackingDisplay() as display:
-        load_splits(config, display.show)
+        task = list_files(config)
+        check_files(task, config)
+        # target_test is decoded when it is opened.
+        known = [name for name, _ in task.in_order() if name != "target_test"]
+        for line in _left_out(task, _decode(task, known, config)):
+            say(f"left out: {line}")
+    load_splits(config)
 
 
 def pack_files(file: Path) -> None:
     """Decode every split of the task that a search space or a run config names."""
     from csg_ray.cli.searching import describe_bytes
     from csg_ray.data.checking import check_files
-    from csg_ray.data.file_splits import decode
     from csg_ray.data.load import list_files
-    from csg_ray.data.packed_images import PackedImages
 
     config = _data_of(file)
     if not isinstance(config, FilesConfig):
         raise UserError(f"{file}: data.name {config.name} is made on the spot; nothing to pack")
+    if config.cache == "off":
+        raise UserError(f"{file}: data.cache is off; name a folder, or set it to auto")
     task = list_files(config)
     check_files(task, config)
-    with PackingDisplay() as display:
-        decoded = {
-            name: decode(name, split, config, display.show) for name, split in task.in_order()
-        }
-    for name, images in decoded.items():
-        if not isinstance(images, PackedImages):
-            raise UserError(f"{file}: data.cache is off; name a folder, or set it to auto")
+    packed = _decode(task, [name for name, _ in task.in_order()], config)
+    for name, images in packed.items():
         size = describe_bytes(images.path.stat().st_size)
         left_out = f", {len(images.left_out)} left out" if images.left_out else ""
         print(f"{name:>12}  {len(images.kept)} images{left_out}, {size} in {images.path}")
+    for line in _left_out(task, packed):
+        print(f"{'left out':>12}  {line}")
+
+
+def _decode(task: TaskFiles, names: list[str], config: FilesConfig) -> dict[str, PackedImages]:
+    """The decoded images of some splits, by the split's name; empty without a cache."""
+    from csg_ray.data.file_splits import decode
+    from csg_ray.data.packed_images import PackedImages
+
+    with PackingDisplay() as display:
+        decoded = {name: decode(name, task.splits[name], config, display.show) for name in names}
+    return {name: each for name, each in decoded.items() if isinstance(each, PackedImages)}
+
+
+def _left_out(task: TaskFiles, packed: dict[str, PackedImages]) -> Iterator[str]:
+    """A line for each damaged image: its path and what is wrong."""
+    for name, images in packed.items():
         files = task.splits[name].files
         for position, reason in images.left_out.items():
-            print(f"{'left out':>12}  {files.root / files.images[position]} {reason}")
+            yield f"{files.root / files.images[position]} {reason}"
 
 
 def _data_of(file: Path) -> DataConfig:
