@@ -12,8 +12,7 @@ from csg_ray.cli import main
 from csg_ray.cli.preparing import prepare_data
 from csg_ray.config.data import ImageFolderConfig
 from csg_ray.config.reader import dump_yaml
-from csg_ray.data import load
-from csg_ray.data.load import list_files
+from csg_ray.data.load import list_files, load_splits
 from made_data import PACS_LIKE, make_image_folder, refusal
 
 Capture = pytest.CaptureFixture[str]
@@ -26,7 +25,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_image_folder(tmp_path / "target", PACS_LIKE, seed=5000)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["csg-ray"])
-    monkeypatch.setattr(load, "_loaded", {})
+    load_splits.cache_clear()
     return tmp_path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,9 @@ def _decode(task: TaskFiles, names: list[str], config: FilesConfig) -> dict[str,
     from csg_ray.data.packed_images import PackedImages
 
     with PackingDisplay() as display:
-        decoded = {name: decode(name, task.splits[name], config, display.show) for name in names}
+        decoded = {
+            name: decode(task.splits[name], config, partial(display.show, name)) for name in names
+        }
     return {name: each for name, each in decoded.items() if isinstance(each, PackedImages)}
 
 
