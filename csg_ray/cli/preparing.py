@@ -7,14 +7,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from csg_ray.cli.board import describe_bytes
 from csg_ray.cli.guard import say
 from csg_ray.config.data import DataConfig, FilesConfig
 from csg_ray.config.errors import UserError
-from csg_ray.config.load import load_config
+from csg_ray.config.load import load_config, override_config
 from csg_ray.config.reader import read_yaml
-from csg_ray.search_space import load_search_space
+from csg_ray.search_space import SearchSpace, drawn_configs, load_search_space, parse_override
 
 STEPS_SAID = 10  # lines for a split where there is no terminal
+
+
+def prepare_study_data(space: SearchSpace) -> None:
+    """`prepare_data` for all that a study may draw of its task's settings."""
+    for config in searched_data(space):
+        prepare_data(config)
+
+
+def searched_data(space: SearchSpace) -> list[DataConfig]:
+    """The settings of the task that a study may draw, by their ends; the first point's first."""
+    drawn = (config.data for config in drawn_configs(space, "data."))
+    return list(dict.fromkeys((space.first_config().data, *drawn)))
 
 
 def prepare_data(config: DataConfig) -> None:
@@ -28,17 +41,27 @@ def prepare_data(config: DataConfig) -> None:
         load_splits(config, display.show)
 
 
-def pack_files(file: Path) -> None:
-    """Decode every split of the task that a search space or a run config names."""
-    from csg_ray.cli.searching import describe_bytes
+def pack_files(file: Path, settings: list[str]) -> None:
+    """Decode every split of the task that a search space or a run config names.
+
+    Args:
+        file: of either kind.
+        settings: `path=value` words that change it.
+    """
+    for config in _data_of(file, parse_settings(settings)):
+        if not isinstance(config, FilesConfig):
+            raise UserError(f"{file}: data.name {config.name} is made on the spot; nothing to pack")
+        if config.cache == "off":
+            raise UserError(f"{file}: data.cache is off; name a folder, or set it to auto")
+        _pack(config)
+
+
+def _pack(config: FilesConfig) -> None:
     from csg_ray.data.checking import check_files
     from csg_ray.data.file_splits import decode
     from csg_ray.data.load import list_files
     from csg_ray.data.packed_images import PackedImages
 
-    config = _data_of(file)
-    if not isinstance(config, FilesConfig):
-        raise UserError(f"{file}: data.name {config.name} is made on the spot; nothing to pack")
     task = list_files(config)
     check_files(task, config)
     with PackingDisplay() as display:
@@ -46,8 +69,7 @@ def pack_files(file: Path) -> None:
             name: decode(name, split, config, display.show) for name, split in task.in_order()
         }
     for name, images in decoded.items():
-        if not isinstance(images, PackedImages):
-            raise UserError(f"{file}: data.cache is off; name a folder, or set it to auto")
+        assert isinstance(images, PackedImages)  # since the cache is not off
         size = describe_bytes(images.path.stat().st_size)
         left_out = f", {len(images.left_out)} left out" if images.left_out else ""
         print(f"{name:>12}  {len(images.kept)} images{left_out}, {size} in {images.path}")
@@ -55,11 +77,25 @@ def pack_files(file: Path) -> None:
             print(f"{'left out':>12}  {reason}")
 
 
-def _data_of(file: Path) -> DataConfig:
-    if "space" not in read_yaml(file):
-        return load_config(file).data
-    space = load_search_space(file)
-    return space.config_for(space.first_point()).data
+def _data_of(file: Path, overrides: dict[str, Any]) -> list[DataConfig]:
+    if "space" in read_yaml(file):
+        return searched_data(load_search_space(file, overrides))
+    return [override_config(load_config(file), overrides).data]
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """`path=value` words as a mapping; values as in YAML.
+
+    Raises:
+        UserError: no `=`, no path, the same path twice, or a value that is not YAML.
+    """
+    overrides: dict[str, Any] = {}
+    for word in settings:
+        path, value = parse_override(word)
+        if path in overrides:
+            raise UserError(f"--set {path} is given twice; keep one")
+        overrides[path] = value
+    return overrides
 
 
 class PackingDisplay:
