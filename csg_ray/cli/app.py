@@ -109,11 +109,12 @@ def pack(
         Path,
         typer.Argument(metavar="FILE", help="Search space or run config.", show_default=False),
     ],
+    settings: Settings = None,
 ) -> None:
     """Decode the images of a task once, for all trials and workers of this machine."""
     from csg_ray.cli.preparing import pack_files
 
-    pack_files(file)
+    pack_files(file, settings or [])
 
 
 @app.command()

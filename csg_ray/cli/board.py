@@ -133,6 +133,15 @@ def describe_seconds(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def describe_bytes(count: float) -> str:
+    """A size in the unit that fits: 512 B, 3.4 MB, 1.2 GB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
 def describe_value(value: object) -> str:
     """A metric or setting, short: numbers to four digits at most, all else as it is."""
     if isinstance(value, float):

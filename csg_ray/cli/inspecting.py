@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from csg_ray.cli.board import LABELS, describe_metric, describe_value, score_of
@@ -12,6 +13,7 @@ from csg_ray.config.errors import UserError
 from csg_ray.results.export import (
     check_new_file,
     export_config,
+    first_free,
     selected_with_target_labels,
     write_config,
 )
@@ -40,7 +42,8 @@ def show_best(directory: StoragePath, top: int, by: str | None) -> None:
     print_agreement(study)
     print_notes(study.space.notes)
     choice = [] if rule.name == OBJECTIVE else ["--by", rule.name]
-    print(f"next: {command('export', directory, directory.name + '.yaml', *choice)}")
+    out = first_free(Path(f"{directory.name}.yaml"))
+    print(f"next: {command('export', directory, out, *choice)}")
 
 
 def _best_table(study: Study, trials: list[Trial], rule: Rule) -> Any:
@@ -51,9 +54,8 @@ def _best_table(study: Study, trials: list[Trial], rule: Rule) -> Any:
         title=f"study {study.name}: {len(study.trials)} trials, {done} completed",
         caption=f"by {rule.meaning}; the last epoch counts",
     )
-    score, source = (study.rules[name].metric for name in ("target_val", "source_val"))
-    columns = {score: LABELS[score], ENERGY: "HSE", source: LABELS[source]}
-    columns.setdefault(rule.metric, rule.metric)
+    metrics = [study.score_metric, ENERGY, *(each.metric for each in study.rules.values())]
+    columns = {metric: LABELS.get(metric, metric) for metric in [*metrics, rule.metric]}
     for header in ("trial", "state", "epoch", *columns.values()):
         table.add_column(header, justify="left" if header in ("trial", "state") else "right")
     paths = list(study.space.space) + [
@@ -119,6 +121,7 @@ def print_outcome(outcome: Mapping[str, Any]) -> None:
             "yes" if pick["selected with target labels"] else "no",
         )
     Console(highlight=False).print(table)
+    print_notes(outcome["notes"])
     for opening in outcome["earlier_openings"]:
         print(
             f"target_test was opened before: {opening['opened_at']} by {opening['user']} "

@@ -9,18 +9,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from csg_ray.cli.board import describe_bytes
 from csg_ray.cli.guard import say
 from csg_ray.config.data import DataConfig, FilesConfig
 from csg_ray.config.errors import UserError
-from csg_ray.config.load import load_config
+from csg_ray.config.load import load_config, override_config
 from csg_ray.config.reader import read_yaml
-from csg_ray.search_space import load_search_space
+from csg_ray.search_space import SearchSpace, drawn_configs, load_search_space, parse_override
 
 if TYPE_CHECKING:
     from csg_ray.data.file_splits import TaskFiles
     from csg_ray.data.packed_images import PackedImages
 
 STEPS_SAID = 10  # lines for a split where there is no terminal
+
+
+def prepare_study_data(space: SearchSpace) -> None:
+    """`prepare_data` for all that a study may draw of its task's settings."""
+    for config in searched_data(space):
+        prepare_data(config)
+
+
+def searched_data(space: SearchSpace) -> list[DataConfig]:
+    """The settings of the task that a study may draw, by their ends; the first point's first."""
+    drawn = (config.data for config in drawn_configs(space, "data."))
+    return list(dict.fromkeys((space.first_config().data, *drawn)))
 
 
 def prepare_data(config: DataConfig) -> None:
@@ -38,17 +51,25 @@ def prepare_data(config: DataConfig) -> None:
     load_splits(config)
 
 
-def pack_files(file: Path) -> None:
-    """Decode every split of the task that a search space or a run config names."""
-    from csg_ray.cli.searching import describe_bytes
+def pack_files(file: Path, settings: list[str]) -> None:
+    """Decode every split of the task that a search space or a run config names.
+
+    Args:
+        file: of either kind.
+        settings: `path=value` words that change it.
+    """
+    for config in _data_of(file, parse_settings(settings)):
+        if not isinstance(config, FilesConfig):
+            raise UserError(f"{file}: data.name {config.name} is made on the spot; nothing to pack")
+        if config.cache == "off":
+            raise UserError(f"{file}: data.cache is off; name a folder, or set it to auto")
+        _pack(config)
+
+
+def _pack(config: FilesConfig) -> None:
     from csg_ray.data.checking import check_files
     from csg_ray.data.load import list_files
 
-    config = _data_of(file)
-    if not isinstance(config, FilesConfig):
-        raise UserError(f"{file}: data.name {config.name} is made on the spot; nothing to pack")
-    if config.cache == "off":
-        raise UserError(f"{file}: data.cache is off; name a folder, or set it to auto")
     task = list_files(config)
     check_files(task, config)
     packed = _decode(task, [name for name, _ in task.in_order()], config)
@@ -80,11 +101,25 @@ def _left_out(task: TaskFiles, packed: dict[str, PackedImages]) -> Iterator[str]
             yield f"{files.root / files.images[position]} {reason}"
 
 
-def _data_of(file: Path) -> DataConfig:
-    if "space" not in read_yaml(file):
-        return load_config(file).data
-    space = load_search_space(file)
-    return space.config_for(space.first_point()).data
+def _data_of(file: Path, overrides: dict[str, Any]) -> list[DataConfig]:
+    if "space" in read_yaml(file):
+        return searched_data(load_search_space(file, overrides))
+    return [override_config(load_config(file), overrides).data]
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """`path=value` words as a mapping; values as in YAML.
+
+    Raises:
+        UserError: no `=`, no path, the same path twice, or a value that is not YAML.
+    """
+    overrides: dict[str, Any] = {}
+    for word in settings:
+        path, value = parse_override(word)
+        if path in overrides:
+            raise UserError(f"--set {path} is given twice; keep one")
+        overrides[path] = value
+    return overrides
 
 
 class PackingDisplay:

@@ -34,12 +34,12 @@ def search_or_resume(
     Raises:
         UserError: the study there was begun with other settings, or somebody is at work in it.
     """
-    space = load_space(space_file, trials, settings)
+    space = load_space(space_file, trials, settings).with_absolute_paths()
     directory = study or base / "studies" / space.study
     if not is_study(directory):
         run_search(space_file, trials, settings, directory, base, verbose)
         return
-    begun = load_study(directory).space
+    begun = load_study(directory).space.with_absolute_paths()
     _refuse_difference(space_file, space, directory, begun)
     more = max(0, space.search.num_trials - begun.search.num_trials)
     _continue_when_free(directory, more, verbose)

@@ -14,7 +14,7 @@ from csg_ray.cli.spread import Spread, check_spread, refuse_both_launchers, trai
 from csg_ray.cli.summary import print_notes
 from csg_ray.config.data import has_sealed_split
 from csg_ray.config.errors import UserError
-from csg_ray.config.load import config_to_mapping, load_config
+from csg_ray.config.load import config_to_mapping, load_config, with_absolute_paths
 from csg_ray.config.reader import read_yaml
 from csg_ray.config.run import RunConfig
 from csg_ray.distributed import on_rank_zero, rank, torchrun_group
@@ -46,7 +46,7 @@ def _begin(
     config_file: StoragePath, out: StoragePath | None, base: StoragePath, spread: Spread
 ) -> StoragePath:
     """Check everything that can be checked, then make the run's directory and its description."""
-    config = load_config(config_file)
+    config = with_absolute_paths(load_config(config_file))
     exported = read_yaml(config_file).get("provenance")
     wanted = out or base / "runs" / config_file.name.removesuffix(config_file.suffix)
     if wanted == out and wanted.exists():

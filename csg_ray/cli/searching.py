@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from csg_ray.cli.board import describe_bytes
 from csg_ray.cli.console import watch_search
 from csg_ray.cli.guard import command, continued_by, say
-from csg_ray.cli.preparing import prepare_data
+from csg_ray.cli.preparing import parse_settings, prepare_study_data, searched_data
 from csg_ray.cli.summary import print_notes, summarise
 from csg_ray.config.data import DataConfig, FilesConfig
 from csg_ray.config.errors import UserError
 from csg_ray.results.export import check_new_directory, first_free
 from csg_ray.results.study import load_study
-from csg_ray.search_space import SearchSpace, load_search_space, parse_override
+from csg_ray.search_space import SearchSpace, load_search_space
 from csg_ray.storage.paths import StoragePath
 
 if TYPE_CHECKING:
+    from csg_ray.data.file_splits import TaskFiles
     from csg_ray.scale.cluster import Cluster
 
 CHECKING = "checking data and weights, then starting Ray ..."
@@ -31,14 +33,14 @@ def run_search(
     verbose: bool,
 ) -> None:
     """Search in a new directory - `study`, or a free name in `base`/studies -, then sum up."""
-    space = load_space(space_file, trials, settings)
+    space = load_space(space_file, trials, settings).with_absolute_paths()
     default = base / "studies" / space.study
     directory = study or first_free(default)
     if directory.exists():
         raise _taken(directory)
     check_new_directory(directory)
     say(CHECKING)
-    prepare_data(space.first_config().data)
+    prepare_study_data(space)
     while not _search_in(directory, space, verbose):
         if study is not None:
             raise _taken(directory)
@@ -76,7 +78,7 @@ def continue_study(directory: StoragePath, more: int, verbose: bool) -> None:
 
 def restore(directory: StoragePath, more: int, verbose: bool) -> None:
     """Go on with a study that was looked at, then sum up."""
-    prepare_data(load_study(directory).space.first_config().data)
+    prepare_study_data(load_study(directory).space)
     from csg_ray.scale.tuner import restore_study
 
     with continued_by(directory, "study.yaml"):
@@ -89,58 +91,71 @@ def show_plan(space: SearchSpace, space_file: Path, cluster: Cluster) -> None:
     from csg_ray.scale.resources import check_models, plan
 
     layout = plan(space, cluster)
+    # The files before the weights, which may have to be downloaded.
+    data = [line for config in searched_data(space) for line in data_lines(config)]
     check_models(space)
-    data = data_lines(space.first_config().data)
     goals = ", ".join(f"{goal.metric} ({goal.mode})" for goal in space.objectives)
     search = space.search
-    lines = {
-        "study": f"{space.study}, {len(space.space)} settings searched",
-        **data,
-        "goal": goals,
-        "trials": f"{layout.trials} of up to {layout.epochs} epochs, "
-        f"{len(space.points_to_evaluate)} of them given in the file",
-        "search": f"{search.sampler} sampler, {search.scheduler} scheduler, "
-        f"{search.repeats} training(s) per setting",
-        "at a time": f"{layout.concurrent} trials, each {layout.workers} worker(s) of "
-        f"{layout.cpus_per_worker:g} CPU and {layout.gpus_per_worker:g} GPU",
-        "machines": f"{layout.cluster_cpus:g} CPU, {layout.cluster_gpus:g} GPU in all",
-        "disk": f"{describe_bytes(layout.disk_bytes)} at most, "
-        f"{describe_bytes(layout.checkpoint_bytes_per_trial)} a checkpoint; the best "
-        f"{search.keep_checkpoints} by each rule keep theirs",
-    }
-    for name, value in lines.items():
+    lines = [
+        ("study", f"{space.study}, {len(space.space)} settings searched"),
+        *dict.fromkeys(data),
+        ("goal", goals),
+        (
+            "trials",
+            f"{layout.trials} of up to {layout.epochs} epochs, "
+            f"{len(space.points_to_evaluate)} of them given in the file",
+        ),
+        (
+            "search",
+            f"{search.sampler} sampler, {search.scheduler} scheduler, "
+            f"{search.repeats} training(s) per setting",
+        ),
+        (
+            "at a time",
+            f"{layout.concurrent} trials, each {layout.workers} worker(s) of "
+            f"{layout.cpus_per_worker:g} CPU and {layout.gpus_per_worker:g} GPU",
+        ),
+        ("machines", f"{layout.cluster_cpus:g} CPU, {layout.cluster_gpus:g} GPU in all"),
+        (
+            "disk",
+            f"{describe_bytes(layout.disk_bytes)} at most, "
+            f"{describe_bytes(layout.checkpoint_bytes_per_trial)} a checkpoint; the best "
+            f"{search.keep_checkpoints} by each rule keep theirs",
+        ),
+    ]
+    for name, value in lines:
         print(f"{name:>10}  {value}")
     print_notes(space.notes)
     print(f"{space_file} is valid; nothing was started")
 
 
-def data_lines(config: DataConfig) -> dict[str, str]:
+def data_lines(config: DataConfig) -> list[tuple[str, str]]:
     """What `check` says of the images, after a look at all of them."""
     if not isinstance(config, FilesConfig):
-        return {"data": config.name}
-    from csg_ray.data.checking import cache_need, check_files
+        return [("data", config.name)]
+    from csg_ray.data.checking import check_files
     from csg_ray.data.load import list_files
 
     task = list_files(config)
     check_files(task, config)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in task.in_order())
-    lines = {"data": f"{config.name}, {len(task.class_names)} classes: {sizes} images"}
+    classes = f"{len(task.class_names)} classes"
+    return [
+        ("data", f"{config.name}, {classes}: {sizes} images"),
+        ("cache", _describe_cache(task, config)),
+    ]
+
+
+def _describe_cache(task: TaskFiles, config: FilesConfig) -> str:
+    from csg_ray.data.checking import cache_need
+
     need = cache_need(task, config)
     if need is None:
-        return lines | {"cache": "off: every image is decoded whenever it is used"}
+        return "off: every image is decoded whenever it is used"
     if not need.needed:
-        return lines | {"cache": f"all decoded, in {need.folder}"}
+        return f"all decoded, in {need.folder}"
     there = f"; decoded already: {', '.join(need.packed)}" if need.packed else ""
-    return lines | {"cache": f"about {describe_bytes(need.needed)} in {need.folder}{there}"}
-
-
-def describe_bytes(count: float) -> str:
-    """A size in the unit that fits: 512 B, 3.4 MB, 1.2 GB."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
+    return f"about {describe_bytes(need.needed)} in {need.folder}{there}"
 
 
 def load_space(space_file: Path, trials: int | None, settings: list[str]) -> SearchSpace:
@@ -151,18 +166,3 @@ def load_space(space_file: Path, trials: int | None, settings: list[str]) -> Sea
     """
     space = load_search_space(space_file, parse_settings(settings))
     return space if trials is None else space.with_num_trials(trials)
-
-
-def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """`path=value` words as a mapping; values as in YAML.
-
-    Raises:
-        UserError: no `=`, no path, the same path twice, or a value that is not YAML.
-    """
-    overrides: dict[str, Any] = {}
-    for word in settings:
-        path, value = parse_override(word)
-        if path in overrides:
-            raise UserError(f"--set {path} is given twice; keep one")
-        overrides[path] = value
-    return overrides

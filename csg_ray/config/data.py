@@ -65,12 +65,23 @@ class SegmentationConfig(TaskConfig):
 class DigitScenesConfig(SegmentationConfig):
     """Digits on a canvas with a class for every pixel: rendered to handwritten."""
 
+    canvas_size: ClassVar[int] = 64
     name: Literal["digit_scenes"] = "digit_scenes"
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of the scenes and of the target's split")
     num_train: int = Field(1000, ge=10, le=1_000_000, description="source_train scenes")
     num_val: int = Field(200, ge=10, le=100_000, description="scenes of every other split")
     image_size: int = Field(48, ge=16, le=64, description="side of the crop out of 64")
     flip: bool = Field(False, description="horizontally, every other image; a digit is no mirror")
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> DigitScenesConfig:
+        smallest = round(self.min_scale * self.canvas_size)
+        if smallest < self.image_size:
+            raise ValueError(
+                f"data.image_size is {self.image_size}, but a scene has {smallest} pixels a side "
+                f"at data.min_scale {self.min_scale:g}; lower image_size, or raise min_scale"
+            )
+        return self
 
 
 class FilesConfig(TaskConfig):
@@ -181,6 +192,12 @@ class GTA5CityscapesConfig(PublishedConfig, SegmentationConfig):
 def has_sealed_split(config: TaskConfig) -> bool:
     """Whether there is a target_test to open at the end."""
     return NO_SEALED_SPLIT not in config.notes
+
+
+def measured_splits(config: TaskConfig) -> tuple[str, ...]:
+    """The splits that are measured after every epoch."""
+    # The published protocol holds nothing out of the source.
+    return ("source_val", "target_val") if has_sealed_split(config) else ("target_val",)
 
 
 DataConfig = Annotated[

@@ -17,6 +17,7 @@ from csg_ray.config.data import DATA_CONFIGS
 from csg_ray.config.errors import UserError, nearest
 from csg_ray.config.explain import shown, validate
 from csg_ray.config.methods import METHOD_CONFIGS, Section
+from csg_ray.config.places import PLACES, absolute
 from csg_ray.config.reader import TextFile, read_yaml
 from csg_ray.config.run import RunConfig
 
@@ -78,6 +79,13 @@ def override_config(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfi
         section, _, setting = path.rpartition(".")
         (mapping[section] if section else mapping)[setting] = value
     return validate(RunConfig, mapping)
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The same run with the files that its settings name found from this folder."""
+    settings = setting_fields(config.method.name, config.data.name)
+    found = {path: absolute(path, get_setting(config, path)) for path in PLACES if path in settings}
+    return override_config(config, found)
 
 
 def check_name(kind: str, name: Any) -> None:

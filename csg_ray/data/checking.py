@@ -13,7 +13,7 @@ from csg_ray.config.errors import UserError
 from csg_ray.data.epoch import scene_transform
 from csg_ray.data.file_splits import SplitFiles, TaskFiles, cache_folder
 from csg_ray.data.files import UnreadableImageError, reading
-from csg_ray.data.packed import check_room, is_packed, packed_bytes
+from csg_ray.data.packed import check_folder, check_room, is_packed, packed_bytes
 from csg_ray.data.packing import scaled_size
 
 SAMPLED_LABELS = 32
@@ -50,7 +50,7 @@ def cache_need(task: TaskFiles, config: FilesConfig) -> CacheNeed | None:
     """What the cache takes; None when there is none.
 
     Raises:
-        UserError: the disk has less room.
+        UserError: the folder cannot be written to, or its disk has less room.
     """
     folder = cache_folder(config)
     if folder is None:
@@ -64,6 +64,7 @@ def cache_need(task: TaskFiles, config: FilesConfig) -> CacheNeed | None:
         if name not in packed
     )
     if needed:
+        check_folder(folder)
         check_room(next(iter(task.splits.values())).files, folder, needed)
     return CacheNeed(folder, needed, tuple(packed))
 

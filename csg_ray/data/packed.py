@@ -28,6 +28,7 @@ from csg_ray.data.packing import (
     temporary_path,
     write_packed,
 )
+from csg_ray.storage.folders import check_writable
 
 FORMAT = 1  # raise it when what is stored, or how a file is decoded, changes
 SAMPLED = 500
@@ -53,11 +54,12 @@ def pack(
 
     Raises:
         UserError: More images are unreadable, a label map is missing, damaged or of another size
-            than its image, or there is too little room.
+            than its image, `folder` cannot be written to, or there is too little room.
     """
     path = _cache_path(files, folder, shorter_side)
     packed = open_packed(path)
     if packed is None:
+        check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Free again when its holder dies, so that a process that waits takes over.
         with FileLock(_lock_path(path)):
@@ -89,20 +91,41 @@ def packed_bytes(files: FileList, shorter_side: int | None) -> int:
     return sum(found) * len(files) // max(1, len(found))
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to.
+
+    Raises:
+        UserError: It names the setting, the folder and the reason.
+    """
+    existing = _existing(folder)
+    if not existing.is_dir():
+        raise UserError(
+            f"data.cache {folder} cannot be made, since {existing} is a file; name another folder, "
+            "or set it to off"
+        )
+    try:
+        check_writable(existing)
+    except UserError as error:
+        raise UserError(f"data.cache: {error}; name another folder, or set it to off") from error
+
+
 def check_room(files: FileList, folder: Path, needed: int) -> None:
     """Refuse when the disk of `folder` has less room than the `needed` bytes.
 
     Raises:
         UserError: It names both sizes.
     """
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(_existing(folder)).free
     if needed > free:
         raise UserError(
             f"the decoded images of {files.root} take about {needed / 1e9:.3g} GB, and {folder} "
             f"has {free / 1e9:.3g} GB free: set data.cache to a folder with more room or to off, "
             "or limit data.max_side"
         )
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def _build(

@@ -60,8 +60,8 @@ def evaluate_study(directory: StoragePath) -> dict[str, Any]:
     """Measure the picks of all selection rules of a study on target_test.
 
     Returns:
-        What `test_results.json` then holds: `picks` (rule, trial, metrics, ...),
-        `earlier_openings` of the split, `earlier_results` of this command.
+        What `test_results.json` then holds: `picks` (rule, trial, metrics, ...), `notes` on the
+        data, `earlier_openings` of the split, `earlier_results` of this command.
 
     Raises:
         UserError: unfinished trials, nothing to pick, a checkpoint that is not the trial's, data
@@ -173,6 +173,7 @@ def _evaluate(
     outcome = {
         **frozen,
         "picks": [pick.describe() | {"metrics": measured[pick.trial]} for pick in picks],
+        "notes": list(picks[0].config.data.notes),
         "target_test_sha256": sealed.fingerprint,
         "earlier_openings": earlier_openings,
         "earlier_results": earlier_results,

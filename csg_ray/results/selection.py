@@ -23,6 +23,11 @@ class Rule:
     uses_target_labels: bool
     meaning: str
 
+    @property
+    def split(self) -> str:
+        """The split that the metric is measured on."""
+        return self.metric.partition("/")[0]
+
 
 SCORE_NAMES = {"mean_class_accuracy": "accuracy", "mean_iou": "mIoU"}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from csg_ray.config.data import measured_splits
 from csg_ray.config.errors import UserError
 from csg_ray.config.reader import read_yaml
 from csg_ray.results.selection import (
@@ -97,8 +98,10 @@ class Study:
 
     @property
     def rules(self) -> dict[str, Rule]:
-        """The selection rules of the study's task, by name."""
-        return rules_for(self.space.score)
+        """The selection rules of the study's task that have a split to rank by, by name."""
+        measured = measured_splits(self.space.first_config().data)
+        rules = rules_for(self.space.score)
+        return {name: rule for name, rule in rules.items() if rule.split in measured}
 
     @property
     def score_metric(self) -> str:
@@ -109,8 +112,13 @@ class Study:
         """A selection rule: one of `rules`, or `objective`, the study's own.
 
         Raises:
-            UserError: there is no such rule.
+            UserError: there is no such rule, or no split to rank by.
         """
+        if name in rules_for(self.space.score) and name not in self.rules:
+            raise UserError(
+                f"study {self.directory} has no source_val to select by, since with data.protocol "
+                f"published none is held out; use {' or '.join(self.rules)}"
+            )
         if name != OBJECTIVE:
             return find_rule(name, self.rules)
         first = self.space.objectives[0]

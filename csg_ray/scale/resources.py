@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from csg_ray.models.encoders import build_encoder
 from csg_ray.models.resnet import build_resnet
 from csg_ray.results.retention import retention_rules
 from csg_ray.scale.cluster import Cluster, Node
-from csg_ray.search_space import ResourcesConfig, SearchSpace
+from csg_ray.search_space import ResourcesConfig, SearchSpace, drawn_configs
 
 BYTES_PER_NUMBER = 4
 
@@ -224,16 +223,9 @@ def check_models(space: SearchSpace) -> None:
     Raises:
         UserError: weights cannot be had or do not fit, or a grid does not divide the maps.
     """
-    for model in {config.model for config in _drawn(space, "model.")}:
+    for model in {config.model for config in drawn_configs(space, "model.")}:
         build_encoder(model)
-    for config in _drawn(space, "model.", "data.image_size", "method.patch_grid", "method.stages"):
+    shapes = ("model.", "data.image_size", "method.patch_grid", "method.stages")
+    for config in drawn_configs(space, *shapes):
         if isinstance(config.method, CSGConfig):
             check_patch_grid(config)
-
-
-def _drawn(space: SearchSpace, *prefixes: str) -> Iterator[RunConfig]:
-    """Every combination of the ends of some searched settings, the others as at first."""
-    domains = {path: d for path, d in space.space.items() if path.startswith(prefixes)}
-    first = space.first_point()
-    for choice in itertools.product(*([(p, end) for end in d.ends()] for p, d in domains.items())):
-        yield space.config_for(first | dict(choice))

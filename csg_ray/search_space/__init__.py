@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from csg_ray.search_space.domains import Choice, Domain, Float, Integer
+from csg_ray.search_space.drawn import drawn_configs
 from csg_ray.search_space.parse import load_search_space, parse_override, parse_search_space
 from csg_ray.search_space.settings import METRICS, Objective, ResourcesConfig, SearchConfig
 from csg_ray.search_space.space import SearchSpace
@@ -17,6 +18,7 @@ __all__ = [
     "ResourcesConfig",
     "SearchConfig",
     "SearchSpace",
+    "drawn_configs",
     "load_search_space",
     "parse_override",
     "parse_search_space",

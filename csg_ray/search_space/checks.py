@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain, combinations, product
+from itertools import chain
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -21,6 +20,7 @@ from csg_ray.config.load import (
 )
 from csg_ray.config.run import RunConfig
 from csg_ray.search_space.domains import Choice, Domain, Float
+from csg_ray.search_space.drawn import domains_of, searched_methods, stand_ins
 from csg_ray.search_space.space import SearchSpace
 
 _SPEED_ONLY = ("data.workers", "data.cache", "evaluation.batch_size")
@@ -39,36 +39,21 @@ def check_space(space: SearchSpace) -> SearchSpace:
         _check_shared_path(space, path, domain, methods)
     for method in methods:
         _check_branch(space, method)
-    variants = {method: list(_variants(space, method)) for method in methods}
+    variants = {method: list(stand_ins(space, method)) for method in methods}
     _check_effects(space, variants)
     _check_objectives(space)
     _check_search(space, list(chain.from_iterable(variants.values())))
     return _normalised(space, variants)
 
 
-def searched_methods(space: SearchSpace) -> tuple[str, ...]:
-    """The methods that the space may draw: those searched, or the one in base."""
-    domain = space.space.get("method.name")
-    names: tuple[Any, ...] = (space.base.get("method.name", RunConfig().method.name),)
-    if isinstance(domain, Choice):
-        names = domain.values
-    elif domain is not None:
-        raise UserError("space: method.name takes a choice, not a range")
-    for name in names:
-        check_name("method", name)
-    return tuple(dict.fromkeys(names))
-
-
-def domains_of(space: SearchSpace, method: str) -> dict[str, Domain]:
-    """What is searched under one method, its name apart."""
-    active = space.active_domains({"method.name": method})
-    return {path: domain for path, domain in active.items() if path != "method.name"}
-
-
 def _check_task(space: SearchSpace) -> None:
     if "data.name" in space.space:
         raise UserError(
             "space: data.name is the task at which trials are compared; put it into base"
+        )
+    if "data.protocol" in space.space:
+        raise UserError(
+            "space: data.protocol says on which images trials are compared; put it into base"
         )
     check_name("data", space.base.get("data.name", RunConfig().data.name))
 
@@ -124,24 +109,6 @@ def _check_field(path: str, domain: Domain, field: FieldInfo) -> None:
         raise UserError(
             "space: train.epochs is the budget at which trials are compared; put it into base"
         )
-
-
-def _variants(space: SearchSpace, method: str) -> Iterator[RunConfig]:
-    """Configurations that stand for all: every end and choice, and every pair of them.
-
-    Pairs, because a value may be illegal or without effect only together with another one.
-    """
-    options = [
-        [{path: value} for value in domain.ends()]
-        for path, domain in domains_of(space, method).items()
-    ]
-    first = space.complete({"method.name": method})
-    yield space.config_for(first)
-    for option in chain.from_iterable(options):
-        yield space.config_for(first | option)
-    for one, other in combinations(options, 2):
-        for left, right in product(one, other):
-            yield space.config_for(first | left | right)
 
 
 def _check_effects(space: SearchSpace, variants: dict[str, list[RunConfig]]) -> None:

@@ -10,6 +10,7 @@ from csg_ray.config.data import DATA_CONFIGS
 from csg_ray.config.errors import UserError
 from csg_ray.config.explain import validate
 from csg_ray.config.load import override_config, setting_fields
+from csg_ray.config.places import absolute
 from csg_ray.config.run import SCORES, RunConfig
 from csg_ray.search_space.domains import Choice, Domain, grid_size
 from csg_ray.search_space.settings import Objective, ResourcesConfig, SearchConfig
@@ -91,6 +92,19 @@ class SearchSpace:
         assert self.search.mode is not None
         return (Objective(metric=self.search.metric, mode=self.search.mode),)
 
+    def with_absolute_paths(self) -> SearchSpace:
+        """The same study with the files that its settings name found from this folder."""
+        points = [
+            {path: absolute(path, value) for path, value in point.items()}
+            for point in self.points_to_evaluate
+        ]
+        return replace(
+            self,
+            base={path: absolute(path, value) for path, value in self.base.items()},
+            space={path: _absolute_domain(path, domain) for path, domain in self.space.items()},
+            points_to_evaluate=tuple(points),
+        )
+
     def with_num_trials(self, num_trials: int) -> SearchSpace:
         """The same study with another number of trials in all.
 
@@ -129,3 +143,14 @@ class SearchSpace:
             "search": search,
             "resources": self.resources.model_dump(),
         }
+
+
+def _absolute_domain(path: str, domain: Domain) -> Domain:
+    if not isinstance(domain, Choice):
+        return domain
+    branches = {
+        name: {inner: _absolute_domain(inner, each) for inner, each in branch.items()}
+        for name, branch in domain.branches.items()
+    }
+    values = tuple(absolute(path, value) for value in domain.values)
+    return replace(domain, values=values, branches=branches)
