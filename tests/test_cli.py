@@ -271,7 +271,7 @@ def scale(monkeypatch: pytest.MonkeyPatch, make_study: MakeStudy) -> SimpleNames
     tuner = SimpleNamespace(run_study=run_study, restore_study=restore_study)
     monkeypatch.setitem(sys.modules, "csg_ray.scale.tuner", tuner)
     # Digits take seconds to render.
-    monkeypatch.setattr("csg_ray.data.load.load_splits", lambda config, on_packing: None)
+    monkeypatch.setattr("csg_ray.data.load.load_splits", lambda config: None)
     return room
 
 
@@ -783,7 +783,7 @@ def test_the_live_table_fits_the_terminal_and_keeps_what_matters() -> None:
 
 def test_durations_and_sizes_are_short() -> None:
     from csg_ray.cli.board import describe_seconds
-    from csg_ray.cli.searching import describe_bytes
+    from csg_ray.cli.board import describe_bytes
 
     assert [describe_seconds(s) for s in (0.1, 59, 60, 5399, 5400)] == [
         "1 s",
