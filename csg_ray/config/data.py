@@ -185,7 +185,7 @@ class GTA5CityscapesConfig(PublishedConfig, SegmentationConfig):
     source_list: Literal["train", "full"] = Field(
         "train", description="GTA5's own 12,403 training images, or all but its validation images"
     )
-    num_source_val: int = Field(500, ge=1, description="of GTA5's own validation images")
+    num_source_val: int = Field(500, ge=1, description="of GTA5's own validation images, at most")
     image_size: int = Field(512, ge=16, le=4096, description="side of the crop")
 
 
