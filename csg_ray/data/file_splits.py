@@ -180,7 +180,7 @@ def open_splits(task: TaskFiles, config: FilesConfig, on_packing: OnPacking) -> 
     """
     opened = {
         name: _open(name, split, task.class_names, config, on_packing)
-        for name, split in task.splits.items()
+        for name, split in task.in_order()
         if name != "target_test"
     }
     sealed = None
