@@ -54,7 +54,8 @@ def _begin(
     check_new_directory(wanted)
     config = spread.rescale(config)
     check_spread(config, wanted, spread)
-    prepare_data(config.data)
+    with continued_by(wanted, RUN_FILE):
+        prepare_data(config.data)
     provenance = _provenance(config) | {"config": str(config_file)}
     if exported:
         provenance["exported"] = exported
@@ -112,7 +113,8 @@ def _check_unchanged(directory: StoragePath, spread: Spread) -> None:
     """Refuse other data, and say what else has changed."""
     config = load_config(directory / RUN_FILE)
     check_spread(config, directory, spread)
-    prepare_data(config.data)
+    with continued_by(directory, RUN_FILE):
+        prepare_data(config.data)
     old = read_yaml(directory / RUN_FILE).get("provenance") or {}
     changed = compare_provenance({**old, "config": None, "exported": None}, _provenance(config))
     if "data_sha256" in changed:

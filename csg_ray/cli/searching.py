@@ -40,7 +40,8 @@ def run_search(
         raise _taken(directory)
     check_new_directory(directory)
     say(CHECKING)
-    prepare_study_data(space)
+    with continued_by(directory, "study.yaml"):
+        prepare_study_data(space)
     while not _search_in(directory, space, verbose):
         if study is not None:
             raise _taken(directory)
@@ -78,10 +79,10 @@ def continue_study(directory: StoragePath, more: int, verbose: bool) -> None:
 
 def restore(directory: StoragePath, more: int, verbose: bool) -> None:
     """Go on with a study that was looked at, then sum up."""
-    prepare_study_data(load_study(directory).space)
     from csg_ray.scale.tuner import restore_study
 
     with continued_by(directory, "study.yaml"):
+        prepare_study_data(load_study(directory).space)
         restore_study(directory, more, watch_search(verbose), verbose)
     summarise(load_study(directory))
 

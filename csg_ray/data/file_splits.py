@@ -179,7 +179,7 @@ def open_splits(task: TaskFiles, config: FilesConfig) -> DomainSplits:
     """
     opened = {
         name: _open(name, split, task.class_names, config)
-        for name, split in task.splits.items()
+        for name, split in task.in_order()
         if name != "target_test"
     }
     sealed = None

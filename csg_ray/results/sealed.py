@@ -173,7 +173,7 @@ def _evaluate(
     outcome = {
         **frozen,
         "picks": [pick.describe() | {"metrics": measured[pick.trial]} for pick in picks],
-        "notes": list(picks[0].config.data.notes),
+        "notes": list(dict.fromkeys(note for pick in picks for note in pick.config.data.notes)),
         "target_test_sha256": sealed.fingerprint,
         "earlier_openings": earlier_openings,
         "earlier_results": earlier_results,

@@ -1,0 +1,140 @@
+"""The search spaces that are shipped: their first trials are the settings that were published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from csg_ray.config.load import get_setting
+from csg_ray.search_space import load_search_space
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "search_spaces").glob("*.yaml"))
+# What the five searched settings are in the paper; M drives RandAugment with N = 1.
+FIVE = {
+    "method.name": "csg",
+    "method.temperature": 0.07,
+    "method.stages": "3,4",
+    "method.ema_momentum": 0.999,
+    "augment.implementation": "authors",
+    "augment.num_ops": 1,
+    "augment.magnitude": 6,
+}
+VISDA17 = FIVE | {
+    "data.name": "visda17",
+    "seed": 0,
+    "data.image_size": 224,
+    "model.name": "resnet101",
+    "model.weights": "imagenet",
+    "model.norm": "batch",
+    "model.head": "mlp",
+    "model.head_width": 512,
+    "model.freeze_batch_norm": True,
+    "model.train_batch_norm_affine": True,
+    "method.loss_weight": 0.1,
+    "method.projection_dim": 128,
+    "method.train_projection": True,
+    "method.queue_size": 65536,
+    "method.pooling": "attention",
+    "method.patch_grid": 1,
+    "augment.translate": "pixels",
+    "augment.views": "independent",
+    "train.epochs": 30,
+    "train.batch_size": 32,
+    "train.steps_per_epoch": "auto",
+    "train.learning_rate": 1e-4,
+    "train.backbone_lr_mult": 0.1,
+    "train.momentum": 0.9,
+    "train.weight_decay": 5e-4,
+    "train.warmup_steps": 100,
+    "train.decay_power": 0.9,
+    "train.decay_floor": 0.0,
+    "evaluation.flip": True,
+}
+# Of both forms; they differ in the projection heads and in the keys' colours.
+GTA5 = {
+    "data.name": "gta5_cityscapes",
+    "seed": 0,
+    "data.source_list": "train",
+    "data.image_size": 512,
+    "data.min_scale": 0.75,
+    "data.max_scale": 1.25,
+    "data.flip": True,
+    "data.max_side": None,
+    "model.name": "resnet50",
+    "model.weights": "imagenet",
+    "model.norm": "batch",
+    "model.head": "aspp_v3",
+    "model.freeze_batch_norm": True,
+    "model.train_batch_norm_affine": False,
+    "method.name": "csg",
+    "method.loss_weight": 75.0,
+    "method.temperature": 0.07,
+    "method.stages": "3,4",
+    "method.ema_momentum": 0.999,
+    "method.projection_dim": 128,
+    "method.queue_size": 65536,
+    "method.pooling": "attention",
+    "method.patch_grid": 8,
+    "train.epochs": 50,
+    "train.steps_per_epoch": 2000,
+    "train.batch_size": 6,
+    "train.learning_rate": 1e-3,
+    "train.backbone_lr_mult": 0.1,
+    "train.momentum": 0.9,
+    "train.weight_decay": 5e-4,
+    "train.warmup_steps": 100,
+    "train.decay_power": 0.9,
+    "train.decay_floor": 0.0,
+    "evaluation.flip": False,
+    "evaluation.window": None,
+}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "visda17": VISDA17,
+    "gta5_cityscapes_published": GTA5
+    | {
+        "method.train_projection": False,
+        "augment.implementation": "color_jitter",
+        "augment.jitter": 0.4,
+    },
+    "gta5_cityscapes": GTA5 | FIVE | {"method.train_projection": True},
+    "pacs": FIVE | {"data.name": "image_folder", "method.loss_weight": 0.1},
+    "digits": FIVE | {"data.name": "digits", "method.loss_weight": 0.1},
+    "digit_scenes": FIVE | {"data.name": "digit_scenes", "method.loss_weight": 0.1},
+    "digits_vanilla": {"data.name": "digits", "method.name": "vanilla", "augment.magnitude": 6},
+}
+SEGMENTATION = ("digit_scenes", "gta5_cityscapes", "gta5_cityscapes_published")
+
+
+def test_every_file_has_its_published_values_written_down() -> None:
+    assert {file.stem for file in FILES} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_first_trial_is_as_published(file: Path) -> None:
+    space = load_search_space(file)
+
+    assert space.points_to_evaluate, "the published settings come first"
+    config = space.first_config()
+    wanted = PUBLISHED[file.stem]
+    assert {path: get_setting(config, path) for path in wanted} == wanted
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_nothing_that_a_file_names_is_without_effect(file: Path) -> None:
+    space = load_search_space(file)
+
+    inert = space.first_config().inert_settings()
+    named = set(space.base) | set(space.space)
+    assert not named & inert.keys()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_selects_by_the_score_of_its_task_and_stands_in_the_readme(file: Path) -> None:
+    space = load_search_space(file)
+
+    score = "mean_iou" if file.stem in SEGMENTATION else "mean_class_accuracy"
+    assert [goal.metric for goal in space.objectives] == [f"target_val/{score}"]
+    assert f"`{file.name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
