@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from csg_ray.cli.board import describe_bytes
 from csg_ray.cli.guard import say
@@ -15,6 +15,10 @@ from csg_ray.config.load import load_config, override_config
 from csg_ray.config.reader import read_yaml
 from csg_ray.search_space import SearchSpace, drawn_configs, load_search_space, parse_override
 
+if TYPE_CHECKING:
+    from csg_ray.data.splits import DomainSplits
+
+NAMED = 3  # of the images that are left out
 STEPS_SAID = 10  # lines for a split where there is no terminal
 
 
@@ -38,7 +42,21 @@ def prepare_data(config: DataConfig) -> None:
     if isinstance(config, FilesConfig):
         check_files(list_files(config), config)
     with PackingDisplay() as display:
-        load_splits(config, display.show)
+        splits = load_splits(config, display.show)
+    if isinstance(config, FilesConfig):
+        _say_left_out(splits)
+
+
+def _say_left_out(splits: DomainSplits) -> None:
+    for split in (splits.source_train, splits.source_val, splits.target_train, splits.target_val):
+        # All that come from files have it.
+        if left_out := getattr(split, "left_out", ()):
+            assert split is not None
+            more = ", ..." if len(left_out) > NAMED else ""
+            say(
+                f"note: {len(left_out)} images of {split.name} cannot be read and are left out "
+                f"({', '.join(left_out[:NAMED])}{more})"
+            )
 
 
 def pack_files(file: Path, settings: list[str]) -> None:
@@ -58,22 +76,20 @@ def pack_files(file: Path, settings: list[str]) -> None:
 
 def _pack(config: FilesConfig) -> None:
     from csg_ray.data.checking import check_files
-    from csg_ray.data.file_splits import decode
+    from csg_ray.data.file_splits import decode, name_left_out
     from csg_ray.data.load import list_files
     from csg_ray.data.packed_images import PackedImages
 
     task = list_files(config)
     check_files(task, config)
     with PackingDisplay() as display:
-        decoded = {
-            name: decode(name, split, config, display.show) for name, split in task.in_order()
-        }
-    for name, images in decoded.items():
+        decoded = [decode(name, split, config, display.show) for name, split in task.in_order()]
+    for (name, split), images in zip(task.in_order(), decoded, strict=True):
         assert isinstance(images, PackedImages)  # since the cache is not off
         size = describe_bytes(images.path.stat().st_size)
         left_out = f", {len(images.left_out)} left out" if images.left_out else ""
         print(f"{name:>12}  {len(images.kept)} images{left_out}, {size} in {images.path}")
-        for reason in images.left_out.values():
+        for reason in name_left_out(split, images):
             print(f"{'left out':>12}  {reason}")
 
 
