@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +17,10 @@ from csg_ray.config.reader import read_yaml
 from csg_ray.search_space import SearchSpace, drawn_configs, load_search_space, parse_override
 
 if TYPE_CHECKING:
-    from csg_ray.data.file_splits import TaskFiles
-    from csg_ray.data.packed_images import PackedImages
+    from csg_ray.data.file_splits import Images, SplitFiles
+    from csg_ray.data.splits import DomainSplits
 
+NAMED = 3  # of the images that are left out
 STEPS_SAID = 10  # lines for a split where there is no terminal
 
 
@@ -45,10 +45,21 @@ def prepare_data(config: DataConfig) -> None:
         task = list_files(config)
         check_files(task, config)
         # target_test is decoded when it is opened.
-        known = [name for name, _ in task.in_order() if name != "target_test"]
-        for line in _left_out(task, _decode(task, known, config)):
-            say(f"left out: {line}")
+        _decode([split for split in task.in_order() if split[0] != "target_test"], config)
+        _say_left_out(load_splits(config))
     load_splits(config)
+
+
+def _say_left_out(splits: DomainSplits) -> None:
+    for split in (splits.source_train, splits.source_val, splits.target_train, splits.target_val):
+        # All that come from files have it.
+        if left_out := getattr(split, "left_out", ()):
+            assert split is not None
+            more = ", ..." if len(left_out) > NAMED else ""
+            say(
+                f"note: {len(left_out)} images of {split.name} cannot be read and are left out "
+                f"({', '.join(left_out[:NAMED])}{more})"
+            )
 
 
 def pack_files(file: Path, settings: list[str]) -> None:
@@ -68,37 +79,28 @@ def pack_files(file: Path, settings: list[str]) -> None:
 
 def _pack(config: FilesConfig) -> None:
     from csg_ray.data.checking import check_files
+    from csg_ray.data.file_splits import name_left_out
     from csg_ray.data.load import list_files
+    from csg_ray.data.packed_images import PackedImages
 
     task = list_files(config)
     check_files(task, config)
-    packed = _decode(task, [name for name, _ in task.in_order()], config)
-    for name, images in packed.items():
+    decoded = _decode(task.in_order(), config)
+    for (name, split), images in zip(task.in_order(), decoded, strict=True):
+        assert isinstance(images, PackedImages)  # since the cache is not off
         size = describe_bytes(images.path.stat().st_size)
         left_out = f", {len(images.left_out)} left out" if images.left_out else ""
         print(f"{name:>12}  {len(images.kept)} images{left_out}, {size} in {images.path}")
-    for line in _left_out(task, packed):
-        print(f"{'left out':>12}  {line}")
+        for reason in name_left_out(split, images):
+            print(f"{'left out':>12}  {reason}")
 
 
-def _decode(task: TaskFiles, names: list[str], config: FilesConfig) -> dict[str, PackedImages]:
-    """The decoded images of some splits, by the split's name; empty without a cache."""
+def _decode(splits: list[tuple[str, SplitFiles]], config: FilesConfig) -> list[Images]:
+    """Decode into the cache what is not there yet, and show how far it is."""
     from csg_ray.data.file_splits import decode
-    from csg_ray.data.packed_images import PackedImages
 
     with PackingDisplay() as display:
-        decoded = {
-            name: decode(task.splits[name], config, partial(display.show, name)) for name in names
-        }
-    return {name: each for name, each in decoded.items() if isinstance(each, PackedImages)}
-
-
-def _left_out(task: TaskFiles, packed: dict[str, PackedImages]) -> Iterator[str]:
-    """A line for each damaged image: its path and what is wrong."""
-    for name, images in packed.items():
-        files = task.splits[name].files
-        for position, reason in images.left_out.items():
-            yield f"{files.root / files.images[position]} {reason}"
+        return [decode(split, config, partial(display.show, name)) for name, split in splits]
 
 
 def _data_of(file: Path, overrides: dict[str, Any]) -> list[DataConfig]:

@@ -78,6 +78,7 @@ class FileSplit:
         labels: Class numbers of these, in the same order.
         class_names: One name per class number.
         fingerprint: Of all N files.
+        left_out: Name and reason of every image that could not be read.
     """
 
     def __init__(
@@ -88,11 +89,13 @@ class FileSplit:
         labels: Tensor,
         class_names: tuple[str, ...],
         fingerprint: str,
+        left_out: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.labels = labels
         self.class_names = class_names
         self.fingerprint = fingerprint
+        self.left_out = left_out
         self._images = images
         self._positions = positions
 
@@ -118,10 +121,12 @@ class FileSceneSplit:
         positions: NDArray[np.int64],
         class_names: tuple[str, ...],
         fingerprint: str,
+        left_out: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.class_names = class_names
         self.fingerprint = fingerprint
+        self.left_out = left_out
         self._images = images
         self._positions = positions
 
@@ -206,13 +211,19 @@ def _open(
 ) -> Split:
     images = decode(split, config)
     positions = np.arange(len(split), dtype=np.int64)
+    left_out: tuple[str, ...] = ()
     if isinstance(images, PackedImages):
-        positions = images.kept
+        positions, left_out = images.kept, name_left_out(split, images)
     fingerprint = split.fingerprint(class_names)
     if split.files.label_maps:
-        return FileSceneSplit(name, images, positions, class_names, fingerprint)
+        return FileSceneSplit(name, images, positions, class_names, fingerprint, left_out)
     labels = torch.tensor(split.labels, dtype=torch.int64)[torch.from_numpy(positions)]
-    return FileSplit(name, images, positions, labels, class_names, fingerprint)
+    return FileSplit(name, images, positions, labels, class_names, fingerprint, left_out)
+
+
+def name_left_out(split: SplitFiles, images: PackedImages) -> tuple[str, ...]:
+    """Name and reason of every image of a split that could not be read."""
+    return tuple(f"{split.files.images[place]} {why}" for place, why in images.left_out.items())
 
 
 def decode(
