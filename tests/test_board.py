@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from csg_ray.cli.board import RUNNING_STATES, Board
+from csg_ray.cli.board import RUNNING_STATES, Board, describe_scores, score_of
 from csg_ray.cli.console import choose_rows
 from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.selection import Outcome, rank
@@ -90,3 +90,16 @@ def test_rows_are_of_the_leader_those_at_work_and_the_newest() -> None:
         others = [each for each in updates if each not in at_work and each != best]
         newest = others[max(0, len(others) - max(0, room - len(at_work))) :]
         assert [each for each in others if each in chosen] == newest
+
+
+def test_the_score_is_miou_where_there_is_one() -> None:
+    both = {ACCURACY: 0.25, "target_val/mean_iou": 0.125, "target_val/hse": 1.5}
+    accuracy = {name: value for name, value in both.items() if not name.endswith("iou")}
+
+    assert score_of(both) == "target_val/mean_iou"
+    assert score_of(accuracy) == ACCURACY
+    assert score_of({}) == ACCURACY  # of a trial that has not reported yet
+    assert score_of({"mean_iou": 0.5}, "") == "mean_iou"
+    assert describe_scores(both) == "mIoU 0.125, HSE 1.500"
+    assert describe_scores(accuracy) == "accuracy 0.250, HSE 1.500"
+    assert describe_scores({}) == "accuracy -, HSE -"

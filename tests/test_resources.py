@@ -23,6 +23,8 @@ from csg_ray.search_space import SearchSpace, parse_search_space
 from csg_ray.training.checkpoint import save_checkpoint
 from csg_ray.training.optim import build_optimizer
 
+SCENES = {"data.name": "digit_scenes", "model.head": "fcn"}
+
 
 def make_space(base: dict[str, Any] | None = None, **sections: Any) -> SearchSpace:
     mapping: dict[str, Any] = {
@@ -178,13 +180,21 @@ def test_disk_holds_the_best_and_those_at_work(
     assert layout.disk_bytes == checkpoints * layout.checkpoint_bytes_per_trial
 
 
-@pytest.mark.parametrize("method", ["csg", "vanilla"])
-def test_checkpoints_are_of_the_planned_size(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "base",
+    [
+        {"method.name": "csg"},
+        {"method.name": "vanilla"},
+        SCENES | {"method.patch_grid": 3},
+        SCENES | {"model.head": "deeplabv2", "method.name": "vanilla"},
+        SCENES | {"model.head": "aspp_v3", "method.name": "vanilla"},
+    ],
+)
+def test_checkpoints_are_of_the_planned_size(base: dict[str, Any], tmp_path: Path) -> None:
     space = {"train.learning_rate": {"loguniform": [0.01, 0.1]}}
-    config = make_space({"method.name": method}, space=space).config_for(
-        {"train.learning_rate": 0.1}
-    )
-    model = build_method(config, num_classes=10, steps_per_epoch=62)
+    config = make_space(base, space=space).config_for({"train.learning_rate": 0.1})
+    steps = (62, 31)[config.data.task == "segmentation"]
+    model = build_method(config, num_classes=11, steps_per_epoch=steps)
     optimizer = build_optimizer(model, config.train)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -198,3 +208,62 @@ def test_weights_of_every_model_in_the_space_are_tried(tmp_path: Path) -> None:
     space = {"model.weights": {"choice": ["bundled", str(tmp_path / "missing.pt")]}}
     with pytest.raises(UserError, match=r"missing\.pt"):
         check_models(make_space(space=space))
+
+
+STAGES = {"method.stages": {"choice": ["4", "3,4"]}}
+
+
+@pytest.mark.parametrize(
+    ("base", "space"),
+    [
+        ({"method.patch_grid": 4}, STAGES),
+        ({}, {"method.patch_grid": {"choice": [3, 4]}}),
+        (
+            {"method.patch_grid": 6, "data.image_size": 48},
+            {"data.min_scale": {"uniform": [0.8, 1]}},
+        ),
+        ({"method.patch_grid": 3}, {"data.image_size": {"choice": [48, 40]}}),
+        ({"method.patch_grid": 3}, STAGES),
+        # The maps of stage 1 are larger, and 4 divides them.
+        ({"method.patch_grid": 4}, {"method.stages": {"choice": ["1", "1,4"]}}),
+        (
+            {},
+            {
+                "method.name": {
+                    "choice": {
+                        "vanilla": {"space": {}},
+                        "csg": {"space": {"method.patch_grid": {"choice": [1, 4]}}},
+                    }
+                },
+                "train.learning_rate": {"uniform": [0.1, 0.2]},
+            },
+        ),
+    ],
+)
+def test_every_grid_of_patches_in_the_space_is_tried(
+    base: dict[str, Any], space: dict[str, Any]
+) -> None:
+    """Against plain division: stages 2 to 4 have an eighth of the crop's side."""
+    mapping = {"study": "s", "base": SCENES | base, "space": space}
+    if "method.name" not in space:
+        mapping["base"] = SCENES | base | {"method.name": "csg"}
+    goal = {"search": {"metric": "target_val/hse", "mode": "min"}}
+    searched = parse_search_space(mapping | goal)
+
+    def values(path: str, default: Any) -> list[Any]:
+        branches = space.get("method.name", {}).get("choice", {}).get("csg", {}).get("space", {})
+        domain = (space | branches).get(path)
+        return domain["choice"] if domain else [base.get(path, default)]
+
+    fits = all(
+        stage == "1" or size // 8 % grid == 0
+        for size in values("data.image_size", 48)
+        for grid in values("method.patch_grid", 1)
+        for stages in values("method.stages", "3,4")
+        for stage in stages.split(",")
+    )
+    if fits:
+        check_models(searched)
+    else:
+        with pytest.raises(UserError, match="which does not divide maps of"):
+            check_models(searched)

@@ -58,6 +58,8 @@ def _branches(**changes: Any) -> dict[str, Any]:
     return _mapping(space={"method.name": {"choice": BRANCHES | changes}})
 
 
+VISDA17 = {"data.name": "visda17", "data.root": "VisDA-17"}
+SCENES = {"data.name": "digit_scenes", "model.head": "fcn"}
 SOME_METRICS = "must be one of source_val/mean_class_accuracy, source_val/accuracy, source_val/hse,"
 TEMPERATURE = "space: method.temperature"
 BAD: dict[str, tuple[dict[Any, Any], list[str]]] = {
@@ -323,6 +325,53 @@ BAD: dict[str, tuple[dict[Any, Any], list[str]]] = {
     "speed": (
         _space(data__workers={"randint": [0, 4]}),
         ["space: data.workers changes the speed, not the result; put it into base"],
+    ),
+    # the task
+    "task searched": (
+        _space(data__name={"choice": ["digits", "digit_scenes"]}),
+        ["space: data.name is the task at which trials are compared; put it into base"],
+    ),
+    "task": (
+        _mapping(base={"data.name": "digit"}),
+        ["data.name must be one of digits, digit_scenes, image_folder, visda17", "not 'digit'"],
+    ),
+    "protocol searched": (
+        _base(VISDA17, data__protocol={"choice": ["sealed", "published"]}),
+        ["space: data.protocol says on which images trials are compared; put it into base"],
+    ),
+    "setting of another task": (
+        _mapping(base={"data.root": "VisDA-17"}),
+        ["data.root is a setting of data visda17, but data.name is digits"],
+    ),
+    "crop of scenes": (
+        _base(SCENES, data__min_scale={"uniform": [0.5, 1.0]}),
+        ["data.image_size is 48, but a scene has 32 pixels a side at data.min_scale 0.5"],
+    ),
+    # what is measured
+    "mIoU of classes": (
+        _mapping(search=_search(metric="source_val/mean_iou")),
+        [
+            "search.metric source_val/mean_iou is of segmentation, but data.name digits is a task",
+            "use source_val/mean_class_accuracy",
+        ],
+    ),
+    "source that is not held out": (
+        _mapping(
+            base=VISDA17 | {"data.protocol": "published"}, search=_search(metric="source_val/hse")
+        ),
+        ["search.metric source_val/hse is not measured: with data.protocol published"],
+    ),
+    "second objective that is not measured": (
+        _mapping(
+            base=VISDA17 | {"data.protocol": "published"},
+            search={
+                "objectives": [
+                    {"metric": "target_val/hse", "mode": "min"},
+                    {"metric": "source_val/mean_class_accuracy", "mode": "max"},
+                ]
+            },
+        ),
+        ["search.metric source_val/mean_class_accuracy is not measured"],
     ),
     # search
     "search key": (

@@ -17,6 +17,7 @@ from csg_ray.results.selection import (
     needs_target_labels,
     objective_rule,
     rank,
+    rules_for,
     spearman,
 )
 
@@ -157,3 +158,22 @@ def test_perfect_agreement_has_no_interval(sign: int) -> None:
 def test_spearman_needs_four_pairs_that_vary() -> None:
     assert spearman([1, 2, 3], [1, 3, 2]) is None
     assert spearman([1, 2, 3, 4], [7, 7, 7, 7]) is None
+
+
+@pytest.mark.parametrize(
+    ("score", "word"), [("mean_class_accuracy", "accuracy"), ("mean_iou", "mIoU")]
+)
+def test_the_rules_of_a_task_rank_by_its_score(score: str, word: str) -> None:
+    rules = rules_for(score)
+
+    assert {name: (rule.metric, rule.mode, rule.split) for name, rule in rules.items()} == {
+        "target_val": (f"target_val/{score}", "max", "target_val"),
+        "source_val": (f"source_val/{score}", "max", "source_val"),
+        "hse": ("target_val/hse", "min", "target_val"),
+    }
+    assert [rule.uses_target_labels for rule in rules.values()] == [True, False, False]
+    assert rules["source_val"].meaning == f"{word} on source_val"
+    # A search that optimises one of them is named by it.
+    assert objective_rule(f"target_val/{score}", "max", rules).name == "target_val"
+    other = {"mean_iou": "mean_class_accuracy", "mean_class_accuracy": "mean_iou"}[score]
+    assert objective_rule(f"target_val/{other}", "max", rules).name == "objective"
