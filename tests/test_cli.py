@@ -782,8 +782,7 @@ def test_the_live_table_fits_the_terminal_and_keeps_what_matters() -> None:
 
 
 def test_durations_and_sizes_are_short() -> None:
-    from csg_ray.cli.board import describe_seconds
-    from csg_ray.cli.searching import describe_bytes
+    from csg_ray.cli.board import describe_bytes, describe_seconds
 
     assert [describe_seconds(s) for s in (0.1, 59, 60, 5399, 5400)] == [
         "1 s",
