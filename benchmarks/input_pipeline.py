@@ -40,9 +40,10 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from csg_ray.config.run import AugmentConfig
+from csg_ray.config.data import ImageFolderConfig
+from csg_ray.config.run import AugmentConfig, RunConfig, TrainConfig
+from csg_ray.data.epoch import train_batches
 from csg_ray.data.files import FileList
-from csg_ray.data.loader import train_batches
 from csg_ray.data.packed import pack
 from csg_ray.data.packed_images import PackedImages
 from csg_ray.data.rand_augment import OPERATIONS, RandAugment
@@ -59,6 +60,11 @@ MAX_SIDE = 256
 BATCH = 32
 VIEWS = 2
 AUGMENT = AugmentConfig(num_ops=1, magnitude=6, translate="pixels", views="independent")
+CONFIG = RunConfig(  # image_folder for its 224 pixels; its folders are not read
+    data=ImageFolderConfig(source="-", target="-", image_size=SIDE),
+    augment=AUGMENT,
+    train=TrainConfig(batch_size=BATCH),
+)
 KINDS = {"photograph.png": "PNG, photograph", "render.png": "PNG, render", "crop.jpg": "JPEG"}
 
 
@@ -82,6 +88,10 @@ class Labelled:
     def image(self, index: int) -> Image.Image:
         """Image number `index`, RGB."""
         return self.source.image(index)
+
+    def labelled_classes(self) -> list[int]:
+        """The one class."""
+        return [0]
 
 
 def plain_rand_augment() -> RandAugment:
@@ -212,11 +222,7 @@ def measure(folder: Path, kind: str, bytes_per_file: float, rounds: int) -> None
         return run(DataLoader(dataset, BATCH, shuffle=True, drop_last=True))
 
     def ours(source: FileList | PackedImages, epoch: int) -> float:
-        return run(
-            train_batches(
-                Labelled(source), AUGMENT, VIEWS, SIDE, BATCH, seed=0, epoch=epoch, workers=0
-            )
-        )
+        return run(train_batches(Labelled(source), CONFIG, VIEWS, epoch))
 
     spent: dict[str, list[float]] = {}
     for epoch in range(rounds + 1):

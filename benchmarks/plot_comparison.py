@@ -12,8 +12,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from csg_ray.results.study import ACCURACY, ENERGY, load_study
+from csg_ray.results.study import ENERGY, load_study
 
+ACCURACY = "target_val/mean_class_accuracy"
 COLOURS = {"digits-vanilla": "#b07aa1", "digits": "#1f77b4"}
 NAMES = {"digits-vanilla": "vanilla", "digits": "CSG"}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ import torch.distributed as dist
 from csg_ray.config.data import DigitScenesConfig, DigitsConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import METHOD_CONFIGS, CSGConfig
-from csg_ray.config.run import AugmentConfig, ModelConfig, RunConfig, TrainConfig
+from csg_ray.config.run import AugmentConfig, EvaluationConfig, ModelConfig, RunConfig, TrainConfig
 from csg_ray.data.load import load_splits
-from csg_ray.data.splits import IGNORED, ArraySceneSplit, DomainSplits
+from csg_ray.data.splits import ArraySceneSplit, DomainSplits
 from csg_ray.distributed import gather_features, gather_rows, on_rank_zero, shares
 from csg_ray.methods.csg import CSG
 from csg_ray.training.loop import Training, fit
@@ -35,25 +36,33 @@ def config_of(name: str, **sections: Any) -> RunConfig:
     if name == "csg-dense":
         method = CSGConfig(patch_grid=2, stages="3", queue_size=300)
     settings: dict[str, Any] = {
-        "model": ModelConfig(),
         "data": DigitsConfig(num_train=100, num_val=30),
         "augment": AugmentConfig(translate="fraction"),
         "train": TrainConfig(epochs=2, batch_size=32, learning_rate=0.02),
+        "method": method,
     }
     if name == "csg-scenes":
-        method = CSGConfig(patch_grid=3, stages="3", queue_size=3000)
-        settings["data"] = DigitScenesConfig(num_train=100, num_val=30)
-        settings["model"] = ModelConfig(head="fcn")
-    return RunConfig(**{**settings, "method": method, **sections})
+        settings |= {
+            "data": DigitScenesConfig(num_train=24, num_val=10),
+            "method": CSGConfig(patch_grid=3, stages="3", queue_size=300),
+            "model": ModelConfig(head="fcn"),
+            "train": TrainConfig(epochs=2, batch_size=8, learning_rate=0.02),
+            "evaluation": EvaluationConfig(batch_size=3),
+        }
+    return RunConfig(**{**settings, **sections})
 
 
 def splits_of(config: RunConfig) -> DomainSplits:
-    """The splits; of segmentation with unequal numbers of pixels that do not count."""
+    """Those of the task; of scenes with pixels that do not count, in every scene another number."""
     splits = load_splits(config.data)
-    if isinstance(splits.source_train, ArraySceneSplit):
-        for number, label_map in enumerate(splits.source_train.label_maps):
-            label_map[: number % 64] = IGNORED
-    return splits
+    source = splits.source_train
+    if not isinstance(source, ArraySceneSplit):
+        return splits
+    label_maps = source.label_maps.copy()
+    for number, label_map in enumerate(label_maps):
+        label_map[:, 60 * number // len(label_maps) :] = 255
+    own = ArraySceneSplit(source.name, source.images, label_maps, source.class_names)
+    return replace(splits, source_train=own)
 
 
 def train(name: str) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def test_what_the_cache_takes_is_told_and_what_is_there_is_not_counted(root: Pat
     assert need is not None
     # 8 + 5 of GTA5, 5 + 3 + 3 of Cityscapes, three colours and a label a pixel.
     assert (need.folder, need.needed, need.packed) == (root / "cache", 24 * 4 * width * height, ())
-    decode("source_train", task.splits["source_train"], config, lambda name, done, total: None)
+    decode(task.splits["source_train"], config)
     later = cache_need(task, config)
     assert later is not None
     assert later.needed == 16 * 4 * width * height

@@ -271,7 +271,7 @@ def scale(monkeypatch: pytest.MonkeyPatch, make_study: MakeStudy) -> SimpleNames
     tuner = SimpleNamespace(run_study=run_study, restore_study=restore_study)
     monkeypatch.setitem(sys.modules, "csg_ray.scale.tuner", tuner)
     # Digits take seconds to render.
-    monkeypatch.setattr("csg_ray.data.load.load_splits", lambda config, on_packing: None)
+    monkeypatch.setattr("csg_ray.data.load.load_splits", lambda config: None)
     return room
 
 

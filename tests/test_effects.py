@@ -89,7 +89,8 @@ def test_what_only_just_fits_is_taken(settings: dict[str, Any]) -> None:
         ),
         (
             SCENES | {"augment.implementation": "color_jitter"},
-            {"augment.magnitude", "augment.translate", "augment.views", "model.head_width"},
+            {f"augment.{name}" for name in ("num_ops", "magnitude", "translate", "views")}
+            | {"model.head_width"},
         ),
         (SCENES | VANILLA, {f"augment.{name}" for name in AUGMENT} | {"model.head_width"}),
         (

@@ -14,7 +14,6 @@ from PIL import Image
 
 from csg_ray.config.data import FilesConfig, GTA5CityscapesConfig, ImageFolderConfig
 from csg_ray.config.run import ModelConfig, RunConfig, TrainConfig
-from csg_ray.data import load
 from csg_ray.data.epoch import train_batches
 from csg_ray.data.file_splits import cache_folder, open_splits
 from csg_ray.data.files import UnreadableImageError, read_image
@@ -34,13 +33,9 @@ from made_data import (
 Make = Callable[..., ImageFolderConfig | GTA5CityscapesConfig]
 
 
-def _ignore(name: str, done: int, total: int) -> None:
-    pass
-
-
 def _open(config: FilesConfig) -> DomainSplits:
     """As `load_splits`, which would remember what the files were before a test changed them."""
-    return open_splits(list_files(config), config, _ignore)
+    return open_splits(list_files(config), config)
 
 
 @pytest.fixture
@@ -108,13 +103,12 @@ def test_the_cache_changes_nothing(
 
 
 def test_the_sealed_split_is_decoded_when_it_is_opened(folders: Make, tmp_path: Path) -> None:
-    packed: list[str] = []
-    config = folders()
-    splits = open_splits(list_files(config), config, lambda name, done, total: packed.append(name))
-    assert set(packed) == {"source_train", "source_val", "target_train", "target_val"}
+    splits = _open(folders())
+    cache = tmp_path / "cache"
+    assert len(list(cache.glob("*.arrow"))) == 4
     assert splits.target_test is not None
     splits.target_test.open(tmp_path / "ledger.jsonl", "test")
-    assert packed[-1] == "target_test"
+    assert len(list(cache.glob("*.arrow"))) == 5
 
 
 def test_classes_and_scenes_are_told_apart(folders: Make, scenes: Make) -> None:
@@ -175,9 +169,11 @@ def test_without_the_cache_a_damaged_image_is_named_when_it_is_read(folders: Mak
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_luminance_in_the_place_of_ids_is_refused_by_name(scenes: Make, cache: bool) -> None:
+def test_luminance_in_the_place_of_ids_is_refused_by_name(
+    scenes: Make, cache: bool, tmp_path: Path
+) -> None:
     config = scenes() if cache else scenes(cache="off")
-    path = Path(scenes().gta5) / "labels" / "00003.png"  # type: ignore[attr-defined]
+    path = tmp_path / "gta5" / "labels" / "00003.png"
     with Image.open(path) as image:
         grey = image.convert("L")
     grey.save(path)
@@ -192,8 +188,8 @@ def test_luminance_in_the_place_of_ids_is_refused_by_name(scenes: Make, cache: b
     assert "which is no label id" in said
 
 
-def test_a_label_map_of_another_size_is_refused_when_packing(scenes: Make) -> None:
-    path = Path(scenes().gta5) / "labels" / "00003.png"  # type: ignore[attr-defined]
+def test_a_label_map_of_another_size_is_refused_when_packing(scenes: Make, tmp_path: Path) -> None:
+    path = tmp_path / "gta5" / "labels" / "00003.png"
     save_palettised(path, random_ids(3, (20, 16)))
     said = refusal(lambda: _open(scenes()))
     assert f"{path} has 20 x 16 pixels" in said
@@ -201,9 +197,9 @@ def test_a_label_map_of_another_size_is_refused_when_packing(scenes: Make) -> No
 
 
 def test_a_label_map_of_another_size_is_refused_while_training_without_the_cache(
-    scenes: Make,
+    scenes: Make, tmp_path: Path
 ) -> None:
-    path = Path(scenes().gta5) / "labels" / "00003.png"  # type: ignore[attr-defined]
+    path = tmp_path / "gta5" / "labels" / "00003.png"
     save_palettised(path, random_ids(3, (30, 20)))
     config = RunConfig(
         data=scenes(cache="off"), model=ModelConfig(head="fcn"), train=TrainConfig(batch_size=4)
@@ -234,10 +230,7 @@ def test_splits_go_to_loader_processes(scenes: Make, folders: Make, cache: bool)
         _assert_equal(pickle.loads(pickle.dumps(split)), split)
 
 
-def test_splits_are_loaded_once_for_the_same_settings(
-    folders: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(load, "_loaded", {})
+def test_splits_are_loaded_once_for_the_same_settings(folders: Make) -> None:
     first = load_splits(folders(cache="off"))
     assert load_splits(folders(cache="off")) is first
     others = [load_splits(folders(cache="off", seed=seed)) for seed in range(1, 5)]

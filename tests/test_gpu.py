@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from csg_ray.config.data import DigitsConfig
+from csg_ray.config.data import DigitScenesConfig, DigitsConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig
-from csg_ray.config.run import RunConfig, TrainConfig
+from csg_ray.config.run import ModelConfig, RunConfig, TrainConfig
 from csg_ray.metrics import hyperspherical_energies
 from csg_ray.scale.gpu_share import CurrentGpu, train_within
 from csg_ray.training.checkpoint import load_checkpoint
@@ -29,9 +29,17 @@ CONFIG = RunConfig(
     method=CSGConfig(queue_size=40),
     train=TrainConfig(epochs=2, learning_rate=0.01),
 )
+SCENES = RunConfig(
+    data=DigitScenesConfig(num_train=96, num_val=20),
+    model=ModelConfig(head="aspp_v3"),
+    method=CSGConfig(queue_size=400, patch_grid=3),
+    train=TrainConfig(epochs=2, learning_rate=0.01),
+)
 
 
-def _train(folder: Path, resume_from: Path | None = None) -> list[Metrics]:
+def _train(
+    folder: Path, resume_from: Path | None = None, config: RunConfig = CONFIG
+) -> list[Metrics]:
     """The reports of a training; its checkpoints go to `folder`, one an epoch."""
     reports: list[Metrics] = []
 
@@ -41,14 +49,15 @@ def _train(folder: Path, resume_from: Path | None = None) -> list[Metrics]:
 
     folder.mkdir()
     torch.cuda.reset_peak_memory_stats()
-    fit(CONFIG, on_epoch_end, resume_from=resume_from)
+    fit(config, on_epoch_end, resume_from=resume_from)
     # It did run there: weights, momentum and queues alone are larger.
     assert torch.cuda.max_memory_allocated() > 2e6
     return reports
 
 
-def test_two_epochs_on_cuda(tmp_path: Path) -> None:
-    reports = _train(tmp_path / "run")
+@pytest.mark.parametrize("config", [CONFIG, SCENES], ids=["digits", "scenes"])
+def test_two_epochs_on_cuda(tmp_path: Path, config: RunConfig) -> None:
+    reports = _train(tmp_path / "run", config=config)
     assert [report["epoch"] for report in reports] == [1, 2]
     assert [report["diverged"] for report in reports] == [0, 0]
     assert all(math.isfinite(value) for report in reports for value in report.values())

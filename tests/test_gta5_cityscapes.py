@@ -252,7 +252,7 @@ def test_a_known_image_that_is_damaged_or_missing_is_told_like_any_other(
     assert 15188 in _numbers(split.files.images)
     path.unlink()
     said = refusal(lambda: list_gta5_cityscapes(_config(suspects)))
-    assert f"split.mat names 1 files that do not exist, the first is {path}" in said
+    assert f"split.mat names files that do not exist, 1 in all, the first is {path}" in said
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_a_missing_folder_is_named(roots: Path, gone: str, setting: str, more: s
 def test_a_missing_file_is_named(roots: Path, gone: str) -> None:
     (roots / gone).unlink()
     said = refusal(lambda: list_gta5_cityscapes(_config(roots)))
-    assert f"names 1 files that do not exist, the first is {roots / gone}" in said
+    assert f"names files that do not exist, 1 in all, the first is {roots / gone}" in said
 
 
 def test_a_cityscapes_without_images_or_without_the_cities_of_target_val_is_named(

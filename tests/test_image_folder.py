@@ -141,6 +141,16 @@ def test_lists_say_what_is_in_a_split_and_in_which_order(roots: Path) -> None:
     assert (extra.files.images, extra.labels) == (("dog/dog_003.jpg",), (-1,))
 
 
+def test_the_place_in_an_unlabelled_list_gives_no_class_away(roots: Path) -> None:
+    lists = _lists(roots)
+    by_class = list_image_folders(_config(roots)).splits["target_test"].files.images
+    listed = sorted(set(by_class) - {"dog/dog_004.png", "dog/dog_002.png", "horse/horse_000.jpg"})
+    (lists / "target_train.txt").write_text("\n".join(listed))
+    taken = list_image_folders(_config(roots, lists=str(lists))).splits["target_train"]
+    assert sorted(taken.files.images) == listed
+    assert list(taken.files.images) != listed
+
+
 def test_images_are_those_of_the_files(roots: Path) -> None:
     split = load_splits(_config(roots, lists=str(_lists(roots)), seed=2)).source_train
     assert isinstance(split, ClassSplit)
@@ -178,7 +188,7 @@ def test_bad_folders_are_one_sentence(roots: Path, settings: dict[str, str], sen
     [
         (
             {"source_val": ["dog/dog_999.png"]},
-            "source_val.txt names 1 files that do not exist, the first is "
+            "source_val.txt names files that do not exist, 1 in all, the first is "
             "{roots}/cartoon/dog/dog_999.png",
         ),
         ({"target_val": ["dog/dog_002.png"] * 2}, "target_val.txt names dog/dog_002.png twice"),

@@ -65,7 +65,7 @@ def test_the_first_missing_file_is_named(tmp_path: Path, missing: str) -> None:
     said = refusal(
         lambda: check_listed(tmp_path, ["a/1.png", missing, "z.png"], Path("some/list.txt"))
     )
-    assert said.startswith("some/list.txt names 2 files that do not exist")
+    assert said.startswith("some/list.txt names files that do not exist, 2 in all")
     assert str(tmp_path / missing) in said
 
 

@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_image_folder(tmp_path / "photo", PACS_LIKE, seed=9000)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["csg-ray"])
-    monkeypatch.setattr(data_load, "_loaded", {})
+    data_load.load_splits.cache_clear()
     return tmp_path
 
 

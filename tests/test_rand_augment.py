@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,13 +14,17 @@ from torch import Generator
 from torchvision import transforms
 
 from csg_ray.config.run import AugmentConfig
+from csg_ray.data import rand_augment
 from csg_ray.data.rand_augment import (
     FRACTION_OPERATIONS,
     OPERATIONS,
+    ColorJitter,
     Operation,
+    PhotometricRandAugment,
     RandAugment,
     TorchvisionRandAugment,
     build_augmentation,
+    build_key_augmentation,
 )
 
 MINUS, PLUS = 0.0, 0.9
@@ -235,3 +240,143 @@ def test_torchvision_is_torchvisions() -> None:
 def test_torchvision_refuses_half_a_bin() -> None:
     with pytest.raises(ValidationError, match=r"augment\.magnitude 6\.5 .* round it"):
         AugmentConfig(implementation="torchvision", magnitude=6.5)
+
+
+def _noted_jitters(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """What `ColorJitter` does, in order: the name and the factor."""
+    noted: list[tuple[str, float]] = []
+
+    def note(name: str) -> Callable[[Image.Image, float], Image.Image]:
+        def adjust(image: Image.Image, factor: float) -> Image.Image:
+            noted.append((name, factor))
+            adjusted: Image.Image = getattr(transforms.functional, name)(image, factor)
+            return adjusted
+
+        return adjust
+
+    names = ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue")
+    centres = (1.0, 1.0, 1.0, 0.0)
+    jitters = tuple((note(name), centre) for name, centre in zip(names, centres, strict=True))
+    assert [getattr(transforms.functional, name) for name in names] == [
+        adjust for adjust, _ in rand_augment._JITTERS
+    ]
+    assert [centre for _, centre in rand_augment._JITTERS] == list(centres)
+    monkeypatch.setattr(rand_augment, "_JITTERS", jitters)
+    return noted
+
+
+def test_jitter_is_torchvisions_in_its_order_with_its_factors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = Image.fromarray(random_pixels(20, 30))
+    for seed in range(10):
+        jittered = ColorJitter(0.4)(image, keyed(seed))
+        noted = _noted_jitters(monkeypatch)
+        assert ColorJitter(0.4)(image, keyed(seed)) == jittered
+        monkeypatch.undo()
+        expected = image
+        for name, factor in noted:
+            expected = getattr(transforms.functional, name)(expected, factor)
+        assert jittered == expected
+        assert jittered != image
+
+
+def test_jitters_factors_are_uniform_and_their_order_random(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noted = _noted_jitters(monkeypatch)
+    image = Image.fromarray(random_pixels(4, 4))
+    reference = transforms.ColorJitter(0.4, 0.4, 0.4, 0.4)
+    ends = {
+        f"adjust_{name}": tuple(getattr(reference, name))
+        for name in ("brightness", "contrast", "saturation", "hue")
+    }
+    for seed in range(600):
+        ColorJitter(0.4)(image, keyed(seed))
+    orders = Counter(tuple(name for name, _ in noted[at : at + 4]) for at in range(0, 2400, 4))
+    assert all(len(set(order)) == 4 for order in orders)
+    # 24 orders, 25 times each, give or take 5.
+    assert len(orders) == 24
+    assert max(orders.values()) < 50
+    factors: dict[str, list[float]] = {name: [] for name in ends}
+    for name, factor in noted:
+        factors[name].append(factor)
+    for name, (low, high) in ends.items():
+        share = (np.sort(factors[name]) - low) / (high - low)
+        assert share[0] >= 0
+        assert share[-1] <= 1
+        # The distance from the uniform distribution; above 1.63 / sqrt(600) by chance of 1 %.
+        assert np.abs(share - np.arange(600) / 600).max() < 1.63 / 600**0.5
+    # Each factor has a draw of its own.
+    table = np.array([factors[name] for name in ends])
+    assert np.abs(np.corrcoef(table) - np.eye(4)).max() < 0.2
+
+
+def test_jitter_of_strength_0_changes_nothing() -> None:
+    image = Image.fromarray(random_pixels(20, 30))
+    jittered = np.asarray(ColorJitter(0.0)(image, keyed(3))).astype(int)
+    # By way of HSV and back, in whole numbers.
+    assert np.abs(jittered - np.asarray(image)).max() <= 6
+
+
+def _coloured_step(size: int) -> NDArray[np.uint8]:
+    pixels = np.full((size, size, 3), (60, 90, 40), np.uint8)
+    pixels[:, size // 2 :] = (200, 150, 180)
+    return pixels
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentConfig(implementation="color_jitter", jitter=0.5),
+        AugmentConfig(num_ops=4, magnitude=25),
+    ],
+)
+def test_keys_of_segmentation_move_no_pixel(augment: AugmentConfig) -> None:
+    key_augmentation = build_key_augmentation(augment)
+    changed = 0
+    for seed in range(60):
+        key = np.asarray(key_augmentation(Image.fromarray(_coloured_step(40)), keyed(seed)))
+        changed += not np.array_equal(key, _coloured_step(40))
+        # Sharpening reaches a pixel further from the margin and from the step each of four times.
+        inner = key[5:-5]
+        assert (inner == inner[:1]).all()
+        for side in (inner[:, 5:16], inner[:, 24:35]):
+            assert (side == side[:, :1]).all()
+    assert changed > 50
+
+
+def test_the_photometric_operations_are_those_that_move_nothing() -> None:
+    geometric = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
+    kept = [operation for name, operation in OPERATIONS.items() if name not in geometric]
+    augment = PhotometricRandAugment(2, 9)
+    assert list(augment.operations) == kept
+    assert len(kept) == 9
+    assert (augment.num_ops, augment.magnitude) == (2, 9)
+
+
+def test_photometric_operations_are_drawn_from_all_nine() -> None:
+    drawn: Counter[int] = Counter()
+
+    def recorder(number: int) -> Operation:
+        def record(image: Image.Image, _: float) -> Image.Image:
+            drawn[number] += 1
+            return image
+
+        return Operation(0, 1, record, "nothing")
+
+    augment = PhotometricRandAugment(1, 6)
+    augment.operations = tuple(recorder(number) for number in range(9))
+    for seed in range(900):
+        augment(Image.new("RGB", (4, 4)), keyed(seed))
+    assert sum(drawn.values()) == 900
+    assert all(abs(drawn[number] - 100) < 50 for number in range(9))
+
+
+def test_the_key_augmentation_follows_the_settings() -> None:
+    image = Image.fromarray(random_pixels(24, 24))
+    jitter = AugmentConfig(implementation="color_jitter", jitter=0.2, num_ops=3)
+    assert build_key_augmentation(jitter)(image, keyed(1)) == ColorJitter(0.2)(image, keyed(1))
+    operations = AugmentConfig(num_ops=3, magnitude=17)
+    expected = PhotometricRandAugment(3, 17)(image, keyed(1))
+    assert build_key_augmentation(operations)(image, keyed(1)) == expected

@@ -708,3 +708,29 @@ def test_nothing_but_user_errors() -> None:
             refused.append(str(error))
     assert 200 < len(refused) < 400
     assert not any("\n" in sentence for sentence in refused)
+
+
+PUBLISHED_TASKS: dict[str, dict[str, Any]] = {
+    "visda17": {"data.root": "a"},
+    "gta5_cityscapes": {
+        "data.gta5": "a",
+        "data.cityscapes": "b",
+        "model.name": "resnet50",
+        "model.weights": "imagenet",
+        "model.head": "aspp_v3",
+        "train.batch_size": 6,
+    },
+}
+
+
+@pytest.mark.parametrize("task", PUBLISHED_TASKS)
+def test_the_published_protocol_measures_source_val_of_gta5_alone(task: str) -> None:
+    score = "mean_iou" if task == "gta5_cityscapes" else "mean_class_accuracy"
+    base = {"data.name": task, "data.protocol": "published", "train.epochs": 4}
+    mapping = _base(base | PUBLISHED_TASKS[task], method__temperature={"uniform": [0.1, 0.5]})
+    mapping["search"] = _search(metric=f"source_val/{score}")
+    if task == "gta5_cityscapes":
+        assert parse_search_space(mapping).objectives[0].metric == "source_val/mean_iou"
+        return
+    with pytest.raises(UserError, match=r"source_val/mean_class_accuracy is not measured"):
+        parse_search_space(mapping)

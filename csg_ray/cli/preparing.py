@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from csg_ray.config.reader import read_yaml
 from csg_ray.search_space import SearchSpace, drawn_configs, load_search_space, parse_override
 
 if TYPE_CHECKING:
+    from csg_ray.data.file_splits import Images, SplitFiles
     from csg_ray.data.splits import DomainSplits
 
 NAMED = 3  # of the images that are left out
@@ -40,11 +42,12 @@ def prepare_data(config: DataConfig) -> None:
     from csg_ray.data.load import list_files, load_splits
 
     if isinstance(config, FilesConfig):
-        check_files(list_files(config), config)
-    with PackingDisplay() as display:
-        splits = load_splits(config, display.show)
-    if isinstance(config, FilesConfig):
-        _say_left_out(splits)
+        task = list_files(config)
+        check_files(task, config)
+        # target_test is decoded when it is opened.
+        _decode([split for split in task.in_order() if split[0] != "target_test"], config)
+        _say_left_out(load_splits(config))
+    load_splits(config)
 
 
 def _say_left_out(splits: DomainSplits) -> None:
@@ -76,14 +79,13 @@ def pack_files(file: Path, settings: list[str]) -> None:
 
 def _pack(config: FilesConfig) -> None:
     from csg_ray.data.checking import check_files
-    from csg_ray.data.file_splits import decode, name_left_out
+    from csg_ray.data.file_splits import name_left_out
     from csg_ray.data.load import list_files
     from csg_ray.data.packed_images import PackedImages
 
     task = list_files(config)
     check_files(task, config)
-    with PackingDisplay() as display:
-        decoded = [decode(name, split, config, display.show) for name, split in task.in_order()]
+    decoded = _decode(task.in_order(), config)
     for (name, split), images in zip(task.in_order(), decoded, strict=True):
         assert isinstance(images, PackedImages)  # since the cache is not off
         size = describe_bytes(images.path.stat().st_size)
@@ -91,6 +93,14 @@ def _pack(config: FilesConfig) -> None:
         print(f"{name:>12}  {len(images.kept)} images{left_out}, {size} in {images.path}")
         for reason in name_left_out(split, images):
             print(f"{'left out':>12}  {reason}")
+
+
+def _decode(splits: list[tuple[str, SplitFiles]], config: FilesConfig) -> list[Images]:
+    """Decode into the cache what is not there yet, and show how far it is."""
+    from csg_ray.data.file_splits import decode
+
+    with PackingDisplay() as display:
+        return [decode(split, config, partial(display.show, name)) for name, split in splits]
 
 
 def _data_of(file: Path, overrides: dict[str, Any]) -> list[DataConfig]:

@@ -119,8 +119,13 @@ class FilesConfig(TaskConfig):
 
 
 class PublishedConfig(FilesConfig):
-    """Tasks of the paper, which can be split as the paper has them."""
+    """Tasks of the paper, which can be split as the paper has them.
 
+    Attributes:
+        published_source_val: whether they hold a source_val out then, too.
+    """
+
+    published_source_val: ClassVar[bool] = False
     protocol: Literal["sealed", "published"] = Field(
         "sealed", description="sealed: our splits; published: target_val is all, nothing is sealed"
     )
@@ -173,13 +178,14 @@ class VisDA17Config(PublishedConfig):
 class GTA5CityscapesConfig(PublishedConfig, SegmentationConfig):
     """From GTA5 (Richter et al. 2016) to Cityscapes (Cordts et al. 2016), 19 classes."""
 
+    published_source_val: ClassVar[bool] = True  # GTA5 has its own validation images
     name: Literal["gta5_cityscapes"] = "gta5_cityscapes"
     gta5: str = Field(min_length=1, description="folder with images, labels and split.mat in it")
     cityscapes: str = Field(min_length=1, description="folder with leftImg8bit and gtFine in it")
     source_list: Literal["train", "full"] = Field(
         "train", description="GTA5's own 12,403 training images, or all but its validation images"
     )
-    num_source_val: int = Field(500, ge=1, description="of GTA5's own validation images")
+    num_source_val: int = Field(500, ge=1, description="of GTA5's own validation images, at most")
     image_size: int = Field(512, ge=16, le=4096, description="side of the crop")
 
 

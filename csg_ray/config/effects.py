@@ -87,6 +87,7 @@ def _inert_augment_settings(config: RunConfig) -> dict[str, str]:
     if augment.implementation == "color_jitter":
         names, reason = ("magnitude", "translate"), "augment.implementation is color_jitter"
         inert |= {f"augment.{name}": reason for name in names}
+        inert["augment.num_ops"] = f"{reason}: any number but 0 is the same"
     else:
         inert["augment.jitter"] = "augment.implementation is not color_jitter"
     if augment.implementation == "torchvision":

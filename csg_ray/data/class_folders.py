@@ -106,18 +106,19 @@ def split_by_share(
                 f"{', '.join(parts)}; add some, or take the class out of source and target"
             )
         order = torch.randperm(len(positions), generator=_generator(seed, f"split/{name}"))
-        shuffled = [positions[place] for place in order.tolist()]
+        left = [positions[place] for place in order.tolist()]
         for split, share in shares.items():
             kept_back = len(parts) - list(parts).index(split) - 1
-            count = max(1, min(round(share * len(positions)), len(shuffled) - kept_back))
-            parts[split] += shuffled[:count]
-            shuffled = shuffled[count:]
-        parts[rest] += shuffled
+            count = max(1, min(round(share * len(positions)), len(left) - kept_back))
+            parts[split] += left[:count]
+            left = left[count:]
+        parts[rest] += left
     # So that the place of an unlabelled image says nothing of its class.
-    return {name: files.pick(_shuffled(part, seed, name)) for name, part in parts.items()}
+    return {name: files.pick(shuffled(part, seed, name)) for name, part in parts.items()}
 
 
-def _shuffled(positions: list[int], seed: int, name: str) -> list[int]:
+def shuffled(positions: list[int], seed: int, name: str) -> list[int]:
+    """The positions in an order that is fixed by the seed and the name."""
     order = torch.randperm(len(positions), generator=_generator(seed, f"order/{name}"))
     return [positions[place] for place in order.tolist()]
 

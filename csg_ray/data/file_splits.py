@@ -22,10 +22,9 @@ from csg_ray.config.errors import UserError
 from csg_ray.data.files import FileList, UnreadableImageError
 from csg_ray.data.packed import pack
 from csg_ray.data.packed_images import PackedImages
+from csg_ray.data.packing import Progress
 from csg_ray.data.splits import IGNORED, UNLABELLED, DomainSplits, SealedSplit, Split
 
-# Called with a split's name and how many of its files are decoded, of how many.
-OnPacking = Callable[[str, int, int], None]
 Images = FileList | PackedImages
 Value = TypeVar("Value")
 SPLIT_NAMES = ("source_train", "source_val", "target_train", "target_val", "target_test")
@@ -175,7 +174,7 @@ def cache_folder(config: FilesConfig) -> Path | None:
     return Path(own).expanduser() if own else Path.home() / ".cache" / "csg_ray"
 
 
-def open_splits(task: TaskFiles, config: FilesConfig, on_packing: OnPacking) -> DomainSplits:
+def open_splits(task: TaskFiles, config: FilesConfig) -> DomainSplits:
     """The splits of a task, decoded into the cache where they are not there yet.
 
     The sealed split is decoded when it is opened.
@@ -184,7 +183,7 @@ def open_splits(task: TaskFiles, config: FilesConfig, on_packing: OnPacking) -> 
         UserError: too many images are unreadable, a label map is, or there is too little room.
     """
     opened = {
-        name: _open(name, split, task.class_names, config, on_packing)
+        name: _open(name, split, task.class_names, config)
         for name, split in task.in_order()
         if name != "target_test"
     }
@@ -193,7 +192,7 @@ def open_splits(task: TaskFiles, config: FilesConfig, on_packing: OnPacking) -> 
         sealed = SealedSplit(
             "target_test",
             test.fingerprint(task.class_names),
-            partial(_open, "target_test", test, task.class_names, config, on_packing),
+            partial(_open, "target_test", test, task.class_names, config),
         )
     return DomainSplits(
         source_train=opened["source_train"],
@@ -209,9 +208,8 @@ def _open(
     split: SplitFiles,
     class_names: tuple[str, ...],
     config: FilesConfig,
-    on_packing: OnPacking,
 ) -> Split:
-    images = decode(name, split, config, on_packing)
+    images = decode(split, config)
     positions = np.arange(len(split), dtype=np.int64)
     left_out: tuple[str, ...] = ()
     if isinstance(images, PackedImages):
@@ -228,11 +226,11 @@ def name_left_out(split: SplitFiles, images: PackedImages) -> tuple[str, ...]:
     return tuple(f"{split.files.images[place]} {why}" for place, why in images.left_out.items())
 
 
-def decode(name: str, split: SplitFiles, config: FilesConfig, on_packing: OnPacking) -> Images:
+def decode(
+    split: SplitFiles, config: FilesConfig, on_progress: Progress = lambda done, total: None
+) -> Images:
     """The images of a split: in the cache, which is built if need be, or as files."""
     folder = cache_folder(config)
     if folder is None:
         return split.files
-    return pack(
-        split.files, folder, config.max_side, config.max_unreadable, partial(on_packing, name)
-    )
+    return pack(split.files, folder, config.max_side, config.max_unreadable, on_progress)

@@ -7,7 +7,13 @@ from pathlib import Path
 
 from csg_ray.config.data import ImageFolderConfig
 from csg_ray.config.errors import UserError
-from csg_ray.data.class_folders import LabelledFiles, list_folders, list_images, split_by_share
+from csg_ray.data.class_folders import (
+    LabelledFiles,
+    list_folders,
+    list_images,
+    shuffled,
+    split_by_share,
+)
 from csg_ray.data.file_splits import SplitFiles, TaskFiles
 from csg_ray.data.list_files import check_listed, read_list
 from csg_ray.data.splits import UNLABELLED
@@ -31,7 +37,8 @@ def list_image_folders(config: ImageFolderConfig) -> TaskFiles:
     class_names = tuple(classes["source"])
     domains = {name: list_images(root, class_names) for name, root in roots.items()}
     if config.lists is not None:
-        splits = _splits_by_list(Path(config.lists).expanduser(), domains, class_names)
+        lists = Path(config.lists).expanduser()
+        splits = _splits_by_list(lists, domains, class_names, config.seed)
     else:
         splits = _splits_by_share(config, domains, class_names)
     if OPTIONAL in splits:
@@ -65,7 +72,7 @@ def _splits_by_share(
 
 
 def _splits_by_list(
-    folder: Path, domains: dict[str, LabelledFiles], class_names: tuple[str, ...]
+    folder: Path, domains: dict[str, LabelledFiles], class_names: tuple[str, ...], seed: int
 ) -> dict[str, SplitFiles]:
     """The splits that the list files name; no file may be in two of them."""
     splits: dict[str, SplitFiles] = {}
@@ -83,7 +90,10 @@ def _splits_by_list(
                     f"{path} names {name}, which is no image in a class folder of {files.root}; "
                     f"the classes are {', '.join(class_names)}"
                 )
-        splits[split] = files.pick([positions[name] for name in names])
+        listed = [positions[name] for name in names]
+        # So that the place of an unlabelled image says nothing of its class.
+        order = shuffled(listed, seed, split) if split == OPTIONAL else listed
+        splits[split] = files.pick(order)
     _check_disjoint(splits, folder)
     return splits
 

@@ -68,6 +68,6 @@ def check_listed(root: Path, paths: Iterable[str], listed_in: Path) -> None:
     missing = [name for name in names if name not in there]
     if missing:
         raise UserError(
-            f"{listed_in} names {len(missing)} files that do not exist, the first is "
+            f"{listed_in} names files that do not exist, {len(missing)} in all, the first is "
             f"{root / missing[0]}; unpack the data again, or correct the list"
         )

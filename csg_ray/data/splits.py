@@ -195,7 +195,7 @@ class SealedSplit:
 class DomainSplits:
     """The splits of a task. `target_train` has images only; `target_test` is sealed.
 
-    The published protocol has neither source_val nor target_test.
+    The published protocol has no target_test, and that of VisDA-17 no source_val either.
     """
 
     source_train: Split

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
@@ -17,7 +16,7 @@ from csg_ray.config.errors import UserError
 from csg_ray.config.run import ModelConfig, RunConfig
 from csg_ray.data.loader import Batch
 from csg_ray.data.splits import IGNORED, DomainSplits, Split
-from csg_ray.distributed import sum_over_ranks, world_size
+from csg_ray.distributed import rank, shares, sum_over_ranks
 from csg_ray.models.deeplab import build_segmentation_head, upsample
 from csg_ray.models.encoders import build_encoder
 from csg_ray.models.resnet import TappedResNet
@@ -107,9 +106,6 @@ class Method(nn.Module):
     def task_loss(self, maps: dict[int, Tensor], labels: Tensor) -> Tensor:
         """Cross-entropy, the mean over images, or over the pixels that count.
 
-        Among several ranks the mean of these, weighted by their images, is that of the whole batch,
-        however many pixels count on each.
-
         Args:
             maps: of the images that the labels belong to.
             labels: (N,), or (N, H, W) of segmentation.
@@ -118,8 +114,13 @@ class Method(nn.Module):
             return functional.cross_entropy(self.classify(maps, (1, 1)), labels)
         logits = self.classify(maps, (labels.shape[1], labels.shape[2]))
         total = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        # The pixels of all ranks, whose images count unlike: the loop adds the losses up, each
+        # weighted by the rank's share of the images.
+        batch_size = self.config.train.batch_size
+        share = shares(batch_size)[rank()] / batch_size
+        counted = sum_over_ranks((labels != IGNORED).sum())
         # A batch in which no pixel counts has a loss of 0; the mean would be NaN.
-        return total / _pixels_of_share(labels).clamp_min(1)
+        return total / (counted.clamp_min(1) * share)
 
     def training_loss(self, batch: Batch) -> StepOutput:
         """The loss to minimise on one batch of `num_views` views."""
@@ -187,15 +188,6 @@ class ReferenceMethod(Method):
                 "the checkpoint was trained against other reference weights than model.weights "
                 f"'{self.config.model.weights}' holds now; put the former weight file back"
             )
-
-
-def _pixels_of_share(labels: Tensor) -> Tensor:
-    """Pixels that count in the batch of all ranks, times this rank's share of the images."""
-    pixels = (labels != IGNORED).sum()
-    if world_size() == 1:
-        return pixels
-    pixels, images = sum_over_ranks(torch.stack([pixels, pixels.new_tensor(len(labels))]))
-    return pixels * len(labels) / images
 
 
 def build_task_head(config: ModelConfig, channels: int, num_classes: int) -> nn.Module:

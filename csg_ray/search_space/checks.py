@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from csg_ray.config.data import DATA_CONFIGS, PublishedConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.explain import accepts, describe, shown
 from csg_ray.config.load import (
@@ -124,6 +125,12 @@ def _check_effects(space: SearchSpace, variants: dict[str, list[RunConfig]]) -> 
             )
 
 
+def _lacks_source_val(space: SearchSpace) -> bool:
+    task = DATA_CONFIGS[space.data_name]
+    published = space.base.get("data.protocol") == "published"
+    return published and issubclass(task, PublishedConfig) and not task.published_source_val
+
+
 def _check_objectives(space: SearchSpace) -> None:
     """What is optimised must be measured on this task."""
     for goal in space.objectives:
@@ -133,7 +140,7 @@ def _check_objectives(space: SearchSpace) -> None:
                 f"search.metric {goal.metric} is of segmentation, but data.name {space.data_name} "
                 f"is a task of classification; use {split}/{space.score}"
             )
-        if split == "source_val" and space.base.get("data.protocol") == "published":
+        if split == "source_val" and _lacks_source_val(space):
             raise UserError(
                 f"search.metric {goal.metric} is not measured: with data.protocol published no "
                 "source_val is held out; set it to sealed, or use a metric of target_val"
