@@ -275,6 +275,36 @@ def scale(monkeypatch: pytest.MonkeyPatch, make_study: MakeStudy) -> SimpleNames
     return room
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["search", "space.yaml"], "stopped before anything was written"),
+        (
+            ["restore", "studies/digits"],
+            "stopped; continue with: csg-ray restore studies/digits",
+        ),
+    ],
+)
+def test_ctrl_c_while_images_are_decoded_says_how_to_go_on(
+    scale: SimpleNamespace,
+    space_file: Path,
+    study: Path,
+    words: list[str],
+    said: str,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("csg_ray.data.load.load_splits", stop)
+
+    assert main(words) == 130
+
+    assert capsys.readouterr().err == f"csg-ray: {said}\n"
+    assert scale.ran == []
+
+
 def test_search_ends_with_the_winner_and_the_next_commands(
     scale: SimpleNamespace, space_file: Path, capsys: Capture
 ) -> None:

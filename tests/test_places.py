@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
+import yaml
 
+from csg_ray.cli import main
 from csg_ray.cli.running import start_run
 from csg_ray.cli.spread import Spread
 from csg_ray.config.data import DATA_CONFIGS
+from csg_ray.config.errors import UserError
 from csg_ray.config.load import load_config, override_config, setting_fields, with_absolute_paths
 from csg_ray.config.places import PLACES, absolute
 from csg_ray.config.reader import dump_yaml
 from csg_ray.config.run import RunConfig
-from csg_ray.search_space import parse_search_space
+from csg_ray.search_space import SearchSpace, load_search_space, parse_search_space
 
 FOLDERS = {"data.name": "image_folder", "data.source": "PACS/sketch", "data.target": "/PACS/photo"}
 
@@ -89,6 +94,62 @@ def test_a_study_keeps_absolute_paths_wherever_they_stand(here: Path) -> None:
     # And it is still a legal study, which reads back as itself.
     assert parse_search_space(mapping).to_mapping() == mapping
     assert found.with_absolute_paths() == found
+
+
+SPACE: dict[str, Any] = {
+    "study": "pets",
+    "base": FOLDERS,
+    "space": {"method.temperature": {"loguniform": [0.02, 0.5]}},
+    "search": {"metric": "target_val/hse", "mode": "min"},
+}
+
+
+@pytest.fixture
+def scale(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands in for the room that needs Ray: notes what is begun and what goes on, and ends."""
+    room = SimpleNamespace(begun=[], restored=[])
+
+    def run_study(space: SearchSpace, *_: object) -> None:
+        room.begun.append(space)
+        raise UserError("that is enough")
+
+    def restore_study(directory: Path, *_: object) -> None:
+        room.restored.append(directory)
+        raise UserError("that is enough")
+
+    tuner = SimpleNamespace(run_study=run_study, restore_study=restore_study)
+    monkeypatch.setitem(sys.modules, "csg_ray.scale.tuner", tuner)
+    monkeypatch.setattr("csg_ray.cli.searching.prepare_study_data", lambda _: None)
+    Path("pets.yaml").write_text(dump_yaml(SPACE))
+    return room
+
+
+@pytest.mark.parametrize("words", [[], ["--resume"]])
+def test_a_search_begins_with_absolute_paths(
+    scale: SimpleNamespace, words: list[str], here: Path
+) -> None:
+    assert main(["search", "pets.yaml", *words]) == 2
+
+    (space,) = scale.begun
+    assert space.first_config().data.source == f"{here}/PACS/sketch"
+
+
+@pytest.mark.parametrize("written_relative", [False, True])
+def test_the_same_search_goes_on_with_what_it_began(
+    scale: SimpleNamespace, written_relative: bool, here: Path
+) -> None:
+    space = load_search_space(Path("pets.yaml"))
+    begun = space if written_relative else space.with_absolute_paths()
+    header = {"format": 1, "csg_ray": "0.1.0", "space": begun.to_mapping(), "provenance": {}}
+    study = Path("studies/pets")
+    (study / "trials").mkdir(parents=True)
+    (study / "study.yaml").write_text(yaml.safe_dump(header))
+
+    assert main(["search", "pets.yaml", "--resume"]) == 2
+    assert scale.restored == [study]
+
+    assert main(["search", "pets.yaml", "--resume", "--set", "data.source=other"]) == 2
+    assert scale.restored == [study]  # those would be other images
 
 
 def test_a_run_is_begun_with_absolute_paths(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

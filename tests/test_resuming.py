@@ -62,6 +62,8 @@ def scale(monkeypatch: pytest.MonkeyPatch, make_study: Callable[..., Path]) -> S
 
     tuner = SimpleNamespace(run_study=run_study, restore_study=restore_study)
     monkeypatch.setitem(sys.modules, "csg_ray.scale.tuner", tuner)
+    # Digits take seconds to render.
+    monkeypatch.setattr("csg_ray.data.load.load_splits", lambda *_: None)
     return room
 
 

@@ -24,6 +24,7 @@ from csg_ray.storage.ledger import read_ledger
 from csg_ray.storage.paths import StoragePath
 from csg_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from csg_ray.training.evaluate import evaluate_split
+from written_study import SPACE
 
 MakeStudy = Callable[..., Path]
 MakeStudyAt = Callable[..., StoragePath]
@@ -129,6 +130,21 @@ def test_a_second_look_says_so_and_keeps_the_first(
     first.pop("earlier_results")
     assert second.pop("earlier_results") == [first]
     assert third["earlier_results"] == [first, second]
+
+
+def test_what_is_to_be_said_of_the_data_is_in_the_results_and_printed(
+    make_study: MakeStudy, quick: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = {"data.name": "image_folder", "data.source": "a", "data.target": "b"}
+    space = SPACE | {"base": SPACE["base"] | folders | {"data.max_side": 64}}
+    directory = make_study(WINNER, header={"space": space})
+    add_checkpoints(directory)
+
+    assert main(["evaluate", str(directory)]) == 0
+
+    note = "images of at most 64 pixels on the shorter side, not as published"
+    assert f"note: {note}\n" in capsys.readouterr().out
+    assert json.loads((directory / "test_results.json").read_text())["notes"] == [note]
 
 
 @pytest.mark.parametrize(
