@@ -136,8 +136,8 @@ def test_what_is_to_be_said_of_the_data_is_in_the_results_and_printed(
     make_study: MakeStudy, quick: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = {"data.name": "image_folder", "data.source": "a", "data.target": "b"}
-    smaller: dict[str, Any] = folders | {"data.max_side": 64}
-    space = SPACE | {"base": SPACE["base"] | smaller}
+    base: Any = SPACE["base"]
+    space = SPACE | {"base": {**base, **folders, "data.max_side": 64}}
     directory = make_study(WINNER, header={"space": space})
     add_checkpoints(directory)
 
