@@ -8,7 +8,7 @@ shorter side to 224, random crop), batches of 32, one process, one thread. Again
 and torchvision's own parts. An image counts once, whatever the number of its views.
 
 The images are made here: sums of smooth noise at several scales, about as hard to compress as
-photographs (PNG 1.5 and JPEG 0.4 bytes per pixel; PACS' photographs: 1.7 and 0.5). `render` has an
+photographs (PNG 1.6 and JPEG 0.3 bytes per pixel; PACS' photographs: 1.7 and 0.5). `render` has an
 object of that kind before a plain wall, as VisDA-17's renders do, and as PNG is smaller for it.
 The sizes stand for VisDA-17's and are an assumption: renders of 500 x 400 pixels, crops of
 photographs with sides of 100 to 500. Options change them.

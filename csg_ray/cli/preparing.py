@@ -51,14 +51,14 @@ def prepare_data(config: DataConfig) -> None:
 
 
 def _say_left_out(splits: DomainSplits) -> None:
+    from csg_ray.data.file_splits import FileSceneSplit, FileSplit
+
     for split in (splits.source_train, splits.source_val, splits.target_train, splits.target_val):
-        # All that come from files have it.
-        if left_out := getattr(split, "left_out", ()):
-            assert split is not None
-            more = ", ..." if len(left_out) > NAMED else ""
+        if isinstance(split, FileSplit | FileSceneSplit) and split.left_out:
+            more = ", ..." if len(split.left_out) > NAMED else ""
             say(
-                f"note: {len(left_out)} images of {split.name} cannot be read and are left out "
-                f"({', '.join(left_out[:NAMED])}{more})"
+                f"note: {len(split.left_out)} images of {split.name} cannot be read and are left "
+                f"out ({', '.join(split.left_out[:NAMED])}{more})"
             )
 
 

@@ -68,78 +68,55 @@ class TaskFiles:
         return [(name, self.splits[name]) for name in SPLIT_NAMES if name in self.splits]
 
 
-class FileSplit:
-    """Images with a class each.
+@dataclass(frozen=True, eq=False)
+class SplitOfFiles:
+    """Images of files, whatever is known of them.
 
     Args:
         name: For example `target_val`.
         images: N images.
         positions: Which of them are in the split.
-        labels: Class numbers of these, in the same order.
         class_names: One name per class number.
         fingerprint: Of all N files.
         left_out: Name and reason of every image that could not be read.
     """
 
-    def __init__(
-        self,
-        name: str,
-        images: Images,
-        positions: NDArray[np.int64],
-        labels: Tensor,
-        class_names: tuple[str, ...],
-        fingerprint: str,
-        left_out: tuple[str, ...] = (),
-    ) -> None:
-        self.name = name
-        self.labels = labels
-        self.class_names = class_names
-        self.fingerprint = fingerprint
-        self.left_out = left_out
-        self._images = images
-        self._positions = positions
+    name: str
+    images: Images
+    positions: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    fingerprint: str
+    left_out: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return len(self.positions)
 
     def image(self, index: int) -> Image.Image:
         """Image number `index`, RGB."""
-        return _read(self._images.image, int(self._positions[index]))
+        return _read(self.images.image, int(self.positions[index]))
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit(SplitOfFiles):
+    """Images with a class each.
+
+    Args:
+        labels: Class numbers of the images in the split, in their order.
+    """
+
+    labels: Tensor
 
     def labelled_classes(self) -> list[int]:
         """The classes that have a label, ascending."""
         return sorted(set(self.labels.tolist()) - {UNLABELLED})
 
 
-class FileSceneSplit:
-    """Images with a class for every pixel; arguments as of `FileSplit`, without labels."""
-
-    def __init__(
-        self,
-        name: str,
-        images: Images,
-        positions: NDArray[np.int64],
-        class_names: tuple[str, ...],
-        fingerprint: str,
-        left_out: tuple[str, ...] = (),
-    ) -> None:
-        self.name = name
-        self.class_names = class_names
-        self.fingerprint = fingerprint
-        self.left_out = left_out
-        self._images = images
-        self._positions = positions
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def image(self, index: int) -> Image.Image:
-        """Image number `index`, RGB."""
-        return _read(self._images.image, int(self._positions[index]))
+class FileSceneSplit(SplitOfFiles):
+    """Images with a class for every pixel; arguments as of `SplitOfFiles`."""
 
     def label_map(self, index: int) -> NDArray[np.uint8]:
         """Class numbers (H, W) of image number `index`; 255 where a pixel does not count."""
-        return _read(self._images.label_map, int(self._positions[index]))
+        return _read(self.images.label_map, int(self.positions[index]))
 
     def labelled_classes(self) -> list[int]:
         """The classes that have a label, ascending; reads every label map, once."""
@@ -215,10 +192,11 @@ def _open(
     if isinstance(images, PackedImages):
         positions, left_out = images.kept, name_left_out(split, images)
     fingerprint = split.fingerprint(class_names)
+    about = (name, images, positions, class_names, fingerprint, left_out)
     if split.files.label_maps:
-        return FileSceneSplit(name, images, positions, class_names, fingerprint, left_out)
+        return FileSceneSplit(*about)
     labels = torch.tensor(split.labels, dtype=torch.int64)[torch.from_numpy(positions)]
-    return FileSplit(name, images, positions, labels, class_names, fingerprint, left_out)
+    return FileSplit(*about, labels)
 
 
 def name_left_out(split: SplitFiles, images: PackedImages) -> tuple[str, ...]:
