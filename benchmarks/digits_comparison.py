@@ -36,8 +36,8 @@ from csg_ray.results.selection import spearman
 from csg_ray.results.study import load_study
 from csg_ray.scale.tuner import restore_study, run_study
 from csg_ray.search_space import load_search_space
+from csg_ray.storage.checkpoint import load_checkpoint
 from csg_ray.storage.records import CHECKPOINT_FILE, read_results
-from csg_ray.training.checkpoint import load_checkpoint
 from csg_ray.training.evaluate import evaluate_split
 from csg_ray.training.loop import fit
 from csg_ray.training.recorder import EpochRecorder

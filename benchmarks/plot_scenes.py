@@ -22,8 +22,8 @@ import torch
 from csg_ray.config import RunConfig
 from csg_ray.data.epoch import eval_batches
 from csg_ray.data.load import load_splits
+from csg_ray.storage.checkpoint import load_checkpoint
 from csg_ray.storage.records import CHECKPOINT_FILE, read_results
-from csg_ray.training.checkpoint import load_checkpoint
 from csg_ray.training.evaluate import load_trained
 
 COLUMNS = 8

@@ -25,6 +25,7 @@ from csg_ray.data.splits import ArraySceneSplit, DomainSplits
 from csg_ray.distributed import gather_features, gather_rows, on_rank_zero, shares
 from csg_ray.methods.csg import CSG
 from csg_ray.training.loop import Training, fit
+from method_settings import method_config
 
 GROUPS = (2, 3, 4)
 TRAININGS = (*METHOD_CONFIGS, "csg-dense", "csg-scenes")
@@ -32,7 +33,7 @@ TRAININGS = (*METHOD_CONFIGS, "csg-dense", "csg-scenes")
 
 def config_of(name: str, **sections: Any) -> RunConfig:
     """Two epochs of three steps; three of batch 32 do not divide evenly among three ranks."""
-    method = METHOD_CONFIGS[name.partition("-")[0]]()
+    method = method_config(name.partition("-")[0])
     if name == "csg-dense":
         method = CSGConfig(patch_grid=2, stages="3", queue_size=300)
     settings: dict[str, Any] = {

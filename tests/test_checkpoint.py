@@ -12,13 +12,13 @@ from csg_ray.config.data import DigitsConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import VanillaConfig
 from csg_ray.config.run import ModelConfig, RunConfig
-from csg_ray.storage.paths import StoragePath
-from csg_ray.training.checkpoint import (
+from csg_ray.storage.checkpoint import (
     config_differences,
     load_checkpoint,
     parse_checkpoint,
     save_checkpoint,
 )
+from csg_ray.storage.paths import StoragePath
 
 
 def test_a_state_comes_back_as_it_was(place: StoragePath) -> None:

@@ -21,6 +21,7 @@ from csg_ray.config.load import (
 from csg_ray.config.methods import METHOD_CONFIGS, CSGConfig, VanillaConfig
 from csg_ray.config.reader import dump_yaml
 from csg_ray.config.run import ModelConfig
+from method_settings import method_config
 
 
 def _write(path: Path, content: dict[str, Any]) -> Path:
@@ -38,7 +39,7 @@ def test_published_defaults() -> None:
 
 def test_every_path_is_a_field_and_every_field_a_path() -> None:
     for method in METHOD_CONFIGS:
-        config = override_config(RunConfig(), {"method.name": method})
+        config = RunConfig(method=method_config(method))
         assert flatten_settings(config.model_dump()) == {
             path: get_setting(config, path) for path in setting_fields(method, "digits")
         }

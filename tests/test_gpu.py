@@ -15,7 +15,7 @@ from csg_ray.config.methods import CSGConfig
 from csg_ray.config.run import ModelConfig, RunConfig, TrainConfig
 from csg_ray.metrics import hyperspherical_energies
 from csg_ray.scale.gpu_share import CurrentGpu, train_within
-from csg_ray.training.checkpoint import load_checkpoint
+from csg_ray.storage.checkpoint import load_checkpoint
 from csg_ray.training.loop import Metrics, fit
 
 pytestmark = [

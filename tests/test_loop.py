@@ -25,8 +25,8 @@ from csg_ray.methods.csg import CSG
 from csg_ray.methods.vanilla import Vanilla
 from csg_ray.metrics import HSE_WORST
 from csg_ray.seeding import sub_seed
+from csg_ray.storage.checkpoint import load_checkpoint
 from csg_ray.training import loop
-from csg_ray.training.checkpoint import load_checkpoint
 from csg_ray.training.loop import DivergedError, Metrics, Training, fit
 
 SPLIT_METRICS = (

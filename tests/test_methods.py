@@ -17,6 +17,7 @@ from csg_ray.data.loader import Batch
 from csg_ray.methods import METHODS, build_method
 from csg_ray.methods.base import Method, ReferenceMethod
 from csg_ray.training.optim import build_optimizer
+from method_settings import method_config
 
 CLASSES = 10
 EVERY_METHOD = pytest.mark.parametrize("name", sorted(METHODS))
@@ -27,7 +28,7 @@ REFERENCE_METHODS = pytest.mark.parametrize(
 
 def _config(name: str, **sections: Any) -> RunConfig:
     train = TrainConfig(batch_size=4, learning_rate=0.01, backbone_lr_mult=0.5)
-    return RunConfig(**{"method": METHOD_CONFIGS[name](), "train": train, **sections})
+    return RunConfig(**{"method": method_config(name), "train": train, **sections})
 
 
 def _build(name: str, **sections: Any) -> Method:

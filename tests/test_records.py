@@ -14,6 +14,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from csg_ray.config.errors import UserError
+from csg_ray.storage.checkpoint import save_checkpoint
 from csg_ray.storage.paths import RemotePath, StoragePath
 from csg_ray.storage.records import (
     CHECKPOINT_FILE,
@@ -23,7 +24,6 @@ from csg_ray.storage.records import (
     read_results,
     write_atomically,
 )
-from csg_ray.training.checkpoint import save_checkpoint
 from csg_ray.training.recorder import EpochRecorder
 
 

@@ -20,7 +20,7 @@ from csg_ray.scale.resources import (
     plan,
 )
 from csg_ray.search_space import SearchSpace, parse_search_space
-from csg_ray.training.checkpoint import save_checkpoint
+from csg_ray.storage.checkpoint import save_checkpoint
 from csg_ray.training.optim import build_optimizer
 
 SCENES = {"data.name": "digit_scenes", "model.head": "fcn"}

@@ -18,8 +18,8 @@ from csg_ray.config.run import RunConfig
 from csg_ray.data import load as data_load
 from csg_ray.results.export import first_free
 from csg_ray.scale.lock import StudyLock
+from csg_ray.storage.checkpoint import load_checkpoint, save_checkpoint
 from csg_ray.training import loop as training_loop
-from csg_ray.training.checkpoint import load_checkpoint, save_checkpoint
 
 Capture = pytest.CaptureFixture[str]
 Report = Callable[[dict[str, float], Callable[[Path], None]], None]

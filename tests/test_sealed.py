@@ -20,9 +20,9 @@ from csg_ray.methods import build_method
 from csg_ray.results import sealed
 from csg_ray.results.sealed import evaluate_run, evaluate_study
 from csg_ray.results.study import load_study
+from csg_ray.storage.checkpoint import load_checkpoint, save_checkpoint
 from csg_ray.storage.ledger import read_ledger
 from csg_ray.storage.paths import StoragePath
-from csg_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from csg_ray.training.evaluate import evaluate_split
 from written_study import SPACE
 

@@ -23,6 +23,7 @@ from csg_ray.search_space import (
     parse_override,
     parse_search_space,
 )
+from csg_ray.search_space.domains import Branch
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 BRANCHES = {
@@ -136,11 +137,36 @@ def test_branches_bring_their_own_settings() -> None:
     assert parse_search_space(space.to_mapping()) == space
 
 
+def test_a_branch_fixes_settings_of_its_own() -> None:
+    branches: dict[str, Any] = {
+        "vanilla": {"base": {"train": {"decay_floor": 0.2}}},
+        "csg": {"base": {"method.stages": "4"}, "space": BRANCHES["csg"]["space"]},
+    }
+    space = parse_search_space(
+        _mapping(
+            base={"method.stages": "3", "train.decay_floor": 0.1},
+            space={"method.name": {"choice": branches}},
+        )
+    )
+    vanilla = space.config_for({"method.name": "vanilla"})
+    assert vanilla.train.decay_floor == 0.2
+    csg = space.config_for({"method.name": "csg", "method.temperature": 0.2})
+    assert csg.train.decay_floor == 0.1
+    assert csg == override_config(
+        RunConfig(),
+        {"train.decay_floor": 0.1, "method.stages": "4", "method.temperature": 0.2},
+    )
+    assert space.methods == ("vanilla", "csg")
+    assert parse_search_space(space.to_mapping()) == space
+
+
 def test_an_empty_branch_and_a_plain_choice_of_methods() -> None:
     space = parse_search_space(
         _mapping(space={"method.name": {"choice": {"csg": None, "vanilla": {}}}})
     )
-    assert space.space == {"method.name": Choice(("csg", "vanilla"), {"csg": {}, "vanilla": {}})}
+    assert space.space == {
+        "method.name": Choice(("csg", "vanilla"), {"csg": Branch(), "vanilla": Branch()})
+    }
     plain = parse_search_space(_mapping(space={"method.name": {"choice": ["csg", "vanilla"]}}))
     assert plain.space == {"method.name": Choice(("csg", "vanilla"))}
     assert parse_search_space(space.to_mapping()) == space

@@ -254,8 +254,37 @@ BAD: dict[str, tuple[dict[Any, Any], list[str]]] = {
         ["method.name must be one of vanilla, csg, not 'cgs'"],
     ),
     "branch key": (
-        _branches(csg={"base": {}}),
-        ["method.name: branch 'csg' must be {space: {...}}, not {'base': {}}"],
+        _branches(csg={"fixed": {}}),
+        ["method.name: branch 'csg' must be {base: {...}, space: {...}}, either left out, not"],
+    ),
+    "branch base": (
+        _branches(csg={"base": [1]}),
+        ["branch 'csg': base must be a mapping of fixed settings, not [1]"],
+    ),
+    "unknown in a branch base": (
+        _branches(vanilla={"base": {"method.temperature": 0.1}}),
+        ["branch vanilla: method.temperature is a setting of method csg"],
+    ),
+    "bad value in a branch base": (
+        _branches(csg={"base": {"method.temperature": 0}}),
+        ["method.temperature must be a number > 0 and <= 100, not 0"],
+    ),
+    "fixed and searched in a branch": (
+        _branches(
+            csg={
+                "base": {"method.temperature": 0.1},
+                "space": {"method.temperature": {"uniform": [0.1, 1]}},
+            }
+        ),
+        ["method.temperature is fixed in branch csg and searched there; remove one"],
+    ),
+    "budget of a branch": (
+        _branches(csg={"base": {"train.epochs": 3}}),
+        ["branch csg fixes train.epochs, which must be the same in all trials; put it into base"],
+    ),
+    "data of a branch": (
+        _branches(csg={"base": {"data.num_train": 30}}),
+        ["branch csg fixes data.num_train, which must be the same in all trials; put it into base"],
     ),
     "branch space": (
         _branches(csg={"space": [1]}),
@@ -263,7 +292,7 @@ BAD: dict[str, tuple[dict[Any, Any], list[str]]] = {
     ),
     "branch in branch": (
         _branches(csg={"space": {"method.name": {"choice": ["csg", "vanilla"]}}}),
-        ["branch 'csg' searches method.name again"],
+        ["branch 'csg' gives method.name again"],
     ),
     "branch sampler": (
         _branches(csg={"space": {"method.temperature": {"uniform": [1, 0.1]}}}),

@@ -19,7 +19,7 @@ from csg_ray.data.loader import Batch
 from csg_ray.methods import build_method
 from csg_ray.methods.base import Method
 from csg_ray.methods.csg import CSG
-from csg_ray.training.checkpoint import load_checkpoint
+from csg_ray.storage.checkpoint import load_checkpoint
 from csg_ray.training.loop import Metrics, fit
 from csg_ray.training.optim import build_optimizer
 

@@ -21,10 +21,10 @@ from csg_ray.data import load as data_load
 from csg_ray.results.progress import Progress
 from csg_ray.scale import claims
 from csg_ray.search_space import SearchSpace
+from csg_ray.storage.checkpoint import load_checkpoint, save_checkpoint
 from csg_ray.storage.paths import RemotePath, StoragePath
 from csg_ray.storage.records import read_results
 from csg_ray.training import loop as training_loop
-from csg_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from s3_server import S3Server
 from written_study import write_study
 

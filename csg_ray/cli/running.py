@@ -194,9 +194,9 @@ def _sum_up(directory: StoragePath, last: Mapping[str, Any]) -> None:
     if last.get("diverged"):
         fail(f"run {directory} diverged in epoch {int(last['epoch'])}", DIVERGED)
     print(f"run {directory}: {describe_scores(last)} on target_val")
-    data = load_config(directory / RUN_FILE).data
-    print_notes(data.notes)
-    if has_sealed_split(data):
+    config = load_config(directory / RUN_FILE)
+    print_notes(config.notes)
+    if has_sealed_split(config.data):
         print(f"next: {command('evaluate', directory)}")
 
 

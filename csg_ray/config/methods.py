@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+SEES_TARGET = "self-training: sees unlabelled images of the target (target_train)"
 
 
 class Section(BaseModel):
@@ -13,13 +15,23 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class VanillaConfig(Section):
+class MethodSection(Section):
+    """What every method has.
+
+    Attributes:
+        notes: what every output about this method has to say.
+    """
+
+    notes: ClassVar[tuple[str, ...]] = ()
+
+
+class VanillaConfig(MethodSection):
     """Cross-entropy on the source alone."""
 
     name: Literal["vanilla"] = "vanilla"
 
 
-class CSGConfig(Section):
+class CSGConfig(MethodSection):
     """Contrastive Syn-to-Real Generalization (Chen et al., ICLR 2021). Defaults as published."""
 
     name: Literal["csg"] = "csg"
@@ -63,4 +75,4 @@ class CSGConfig(Section):
 
 
 MethodConfig = Annotated[VanillaConfig | CSGConfig, Field(discriminator="name")]
-METHOD_CONFIGS: dict[str, type[Section]] = {"vanilla": VanillaConfig, "csg": CSGConfig}
+METHOD_CONFIGS: dict[str, type[MethodSection]] = {"vanilla": VanillaConfig, "csg": CSGConfig}

@@ -114,6 +114,11 @@ class RunConfig(Section):
         return self
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What every output about this run has to say: of its data, and of its method."""
+        return (*self.data.notes, *self.method.notes)
+
+    @property
     def draws_two_views(self) -> bool:
         """Whether query and key see differently augmented images."""
         independent = self.data.task == "segmentation" or self.augment.views == "independent"

@@ -141,6 +141,8 @@ class Method(nn.Module):
     def after_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
         """The parameters moved: step `step` (from 1) of `total_steps` is finished.
 
+        `lr_factor` of the optimizer's groups (named as in `parameter_groups`) is the method's to
+        set; it scales the rate of the steps that follow.
         Not called after a loss or a gradient that is not finite.
         """
 
@@ -148,7 +150,11 @@ class Method(nn.Module):
         """An epoch is finished, and not yet evaluated."""
 
     def training_data(self, splits: DomainSplits, epoch: int) -> Split:
-        """The images of one epoch (from 1)."""
+        """The images of one epoch (from 1).
+
+        Called at its start, on every rank, also of one that a resumed training begins with: the
+        place to prepare what the epoch needs.
+        """
         return splits.source_train
 
 

@@ -44,8 +44,8 @@ def export_config(study: Study, trial: Trial, selection: str | None = None) -> d
         "repeats": study.space.search.repeats,
     }
     provenance = origin | dict(study.provenance)
-    if config.data.notes:
-        provenance["notes"] = list(config.data.notes)
+    if config.notes:
+        provenance["notes"] = list(config.notes)
     if selection == OBJECTIVE:
         provenance["objective"] = study.rule(OBJECTIVE).meaning
     if study.restores:

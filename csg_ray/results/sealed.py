@@ -173,7 +173,7 @@ def _evaluate(
     outcome = {
         **frozen,
         "picks": [pick.describe() | {"metrics": measured[pick.trial]} for pick in picks],
-        "notes": list(dict.fromkeys(note for pick in picks for note in pick.config.data.notes)),
+        "notes": list(dict.fromkeys(note for pick in picks for note in pick.config.notes)),
         "target_test_sha256": sealed.fingerprint,
         "earlier_openings": earlier_openings,
         "earlier_results": earlier_results,
@@ -183,7 +183,7 @@ def _evaluate(
 
 
 def _load_state(pick: Pick) -> dict[str, Any]:
-    from csg_ray.training.checkpoint import config_differences, load_checkpoint
+    from csg_ray.storage.checkpoint import config_differences, load_checkpoint
 
     if pick.trial and not pick.checkpoint.is_file():
         raise UserError(

@@ -190,7 +190,7 @@ def _distributions(
     for path, domain in space.items():
         found[path] = _distribution(domain)
         if isinstance(domain, Choice):
-            found |= _distributions(domain.branches.get(params[path], {}), params)
+            found |= _distributions(domain.branch(params[path]).space, params)
     return found
 
 
@@ -205,7 +205,7 @@ def _suggest(trial: optuna.Trial, space: Mapping[str, Domain]) -> dict[str, Any]
             params[path] = trial.suggest_int(path, domain.low, domain.high, log=domain.log)
         else:
             params[path] = trial.suggest_categorical(path, domain.values)
-            params |= _suggest(trial, domain.branches.get(params[path], {}))
+            params |= _suggest(trial, domain.branch(params[path]).space)
     return params
 
 
@@ -217,6 +217,6 @@ def _grid(space: Mapping[str, Domain]) -> Iterator[dict[str, Any]]:
     (path, domain), *others = space.items()
     assert isinstance(domain, Choice)  # the loader refuses a grid over ranges
     for value in domain.values:
-        for branch in _grid(domain.branches.get(value, {})):
+        for branch in _grid(domain.branch(value).space):
             for rest in _grid(dict(others)):
                 yield {path: value} | branch | rest

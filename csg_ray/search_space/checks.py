@@ -85,13 +85,23 @@ def _check_shared_path(
 
 
 def _check_branch(space: SearchSpace, method: str) -> None:
-    names = space.space.get("method.name")
-    branch = names.branches.get(method, {}) if isinstance(names, Choice) else {}
-    for path, domain in branch.items():
-        fields = setting_fields(method, space.data_name)
+    branch = space.branch(method)
+    fields = setting_fields(method, space.data_name)
+    for path in (*branch.base, *branch.space):
         if path not in fields:
             unknown = unknown_setting(path, method, space.data_name)
             raise UserError(f"space: branch {method}: {unknown}")
+    for path in branch.base:
+        if path in space.active_domains({"method.name": method}):
+            raise UserError(
+                f"space: {path} is fixed in branch {method} and searched there; remove one"
+            )
+        if path == "train.epochs" or path.startswith(("data.", "evaluation.")):
+            raise UserError(
+                f"space: branch {method} fixes {path}, which must be the same in all trials; "
+                "put it into base"
+            )
+    for path, domain in branch.space.items():
         if path in space.space:
             raise UserError(f"space: {path} is searched in branch {method} and outside; remove one")
         _check_field(path, domain, fields[path])
@@ -178,10 +188,13 @@ def _normalised(space: SearchSpace, variants: dict[str, list[RunConfig]]) -> Sea
         domains[path] = _normalised_domain(path, domain, variants[methods[0]][0])
         if isinstance(domain, Choice) and domain.branches:
             branches = {
-                method: {
-                    inner: _normalised_domain(inner, choice, variants[method][0])
-                    for inner, choice in branch.items()
-                }
+                method: replace(
+                    branch,
+                    space={
+                        inner: _normalised_domain(inner, choice, variants[method][0])
+                        for inner, choice in branch.space.items()
+                    },
+                )
                 for method, branch in domain.branches.items()
             }
             domains[path] = replace(domain, branches=branches)

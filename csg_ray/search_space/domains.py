@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from csg_ray.config.errors import UserError, nearest
 from csg_ray.config.explain import shown
+from csg_ray.config.load import flatten_settings
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,23 @@ class Integer:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """What comes with one value of a choice: settings fixed then, and settings searched then."""
+
+    base: dict[str, Any] = field(default_factory=dict)
+    space: dict[str, Domain] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Choice:
-    """One of some values; for `method.name`, each may bring searched settings of its own."""
+    """One of some values; for `method.name`, each may bring settings of its own."""
 
     values: tuple[Any, ...]
-    branches: dict[Any, dict[str, Domain]] = field(default_factory=dict)
+    branches: dict[Any, Branch] = field(default_factory=dict)
+
+    def branch(self, value: Any) -> Branch:
+        """What comes with a value; nothing with a value without a branch."""
+        return self.branches.get(value, Branch())
 
     def contains(self, value: Any) -> bool:
         """Whether this very value is offered."""
@@ -79,10 +92,12 @@ class Choice:
         """The sampler as the file writes it."""
         if not self.branches:
             return {"choice": list(self.values)}
-        branches = {
-            value: {"space": {path: domain.to_mapping() for path, domain in branch.items()}}
-            for value, branch in self.branches.items()
-        }
+        branches: dict[Any, dict[str, Any]] = {}
+        for value, branch in self.branches.items():
+            searched = {path: domain.to_mapping() for path, domain in branch.space.items()}
+            branches[value] = ({"base": dict(branch.base)} if branch.base else {}) | {
+                "space": searched
+            }
         return {"choice": branches}
 
 
@@ -203,21 +218,31 @@ def _several(where: str, choice: Choice) -> Choice:
 def _parse_branches(where: str, path: Any, branches: Mapping[Any, Any]) -> Choice:
     if path != "method.name":
         raise UserError(f"{where}: only method.name may have branches; write choice as a list")
-    spaces: dict[Any, dict[str, Domain]] = {}
-    for value, branch in branches.items():
-        here = f"{where}: branch '{value}'"
-        content = {} if branch is None else branch
-        if not isinstance(content, Mapping) or not set(content) <= {"space"}:
-            raise UserError(f"{here} must be {{space: {{...}}}}, not {shown(branch)}")
-        inner = {} if content.get("space") is None else content["space"]
-        if not isinstance(inner, Mapping):
+    parsed = {
+        value: _parse_branch(f"{where}: branch '{value}'", branch)
+        for value, branch in branches.items()
+    }
+    return _several(f"{where}: choice", Choice(tuple(parsed), parsed))
+
+
+def _parse_branch(where: str, branch: Any) -> Branch:
+    content = {} if branch is None else branch
+    if not isinstance(content, Mapping) or not set(content) <= {"base", "space"}:
+        raise UserError(
+            f"{where} must be {{base: {{...}}, space: {{...}}}}, either left out, "
+            f"not {shown(branch)}"
+        )
+    parts: dict[str, Mapping[Any, Any]] = {}
+    for key, what in (("base", "fixed"), ("space", "searched")):
+        parts[key] = {} if content.get(key) is None else content[key]
+        if not isinstance(parts[key], Mapping):
             raise UserError(
-                f"{here}: space must be a mapping of searched settings, not {shown(inner)}"
+                f"{where}: {key} must be a mapping of {what} settings, not {shown(parts[key])}"
             )
-        if "method.name" in inner:
-            raise UserError(f"{here} searches method.name again; remove it there")
-        spaces[value] = parse_space(inner)
-    return _several(f"{where}: choice", Choice(tuple(spaces), spaces))
+    base = flatten_settings(parts["base"])
+    if "method.name" in (base | dict(parts["space"])):
+        raise UserError(f"{where} gives method.name again; remove it there")
+    return Branch(base, parse_space(parts["space"]))
 
 
 def _is_multiple(value: float, step: float) -> bool:
@@ -239,5 +264,5 @@ def grid_size(space: Mapping[str, Domain]) -> int:
     size = 1
     for domain in space.values():
         assert isinstance(domain, Choice)  # the loader refuses a grid over ranges
-        size *= sum(grid_size(domain.branches.get(value, {})) for value in domain.values)
+        size *= sum(grid_size(domain.branch(value).space) for value in domain.values)
     return size

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain, combinations, product
-from typing import Any
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import check_name
@@ -14,16 +13,16 @@ from csg_ray.search_space.space import SearchSpace
 
 
 def searched_methods(space: SearchSpace) -> tuple[str, ...]:
-    """The methods that the space may draw: those searched, or the one in base."""
-    domain = space.space.get("method.name")
-    names: tuple[Any, ...] = (space.base.get("method.name", RunConfig().method.name),)
-    if isinstance(domain, Choice):
-        names = domain.values
-    elif domain is not None:
+    """The methods that the space may draw, each once.
+
+    Raises:
+        UserError: one that does not exist, or a range instead of a choice.
+    """
+    if not isinstance(space.space.get("method.name", Choice(())), Choice):
         raise UserError("space: method.name takes a choice, not a range")
-    for name in names:
+    for name in space.methods:
         check_name("method", name)
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(space.methods))
 
 
 def domains_of(space: SearchSpace, method: str) -> dict[str, Domain]:

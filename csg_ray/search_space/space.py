@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from csg_ray.config.data import DATA_CONFIGS
 from csg_ray.config.errors import UserError
 from csg_ray.config.explain import validate
 from csg_ray.config.load import override_config, setting_fields
+from csg_ray.config.methods import METHOD_CONFIGS
 from csg_ray.config.places import absolute
 from csg_ray.config.run import SCORES, RunConfig
-from csg_ray.search_space.domains import Choice, Domain, grid_size
+from csg_ray.search_space.domains import Branch, Choice, Domain, grid_size
 from csg_ray.search_space.settings import Objective, ResourcesConfig, SearchConfig
 
 
@@ -33,6 +35,14 @@ class SearchSpace:
         return str(self.base.get("data.name", RunConfig().data.name))
 
     @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that may be drawn: those searched, or the one in base."""
+        names = self.space.get("method.name")
+        if names is None:
+            return (self.base.get("method.name", RunConfig().method.name),)
+        return names.ends()
+
+    @property
     def score(self) -> str:
         """The metric of the task: `mean_class_accuracy` or `mean_iou`."""
         return SCORES[DATA_CONFIGS[self.data_name].task]
@@ -40,30 +50,33 @@ class SearchSpace:
     def config_for(self, params: Mapping[str, Any]) -> RunConfig:
         """The run configuration of a trial.
 
-        A fixed setting of another method than the trial's is left out.
+        A fixed setting of another method than the trial's is left out, and one of the trial's own
+        branch wins over the one for all.
 
         Args:
             params: dotted path -> value, as sampled.
         """
         default = self.base.get("method.name", RunConfig().method.name)
-        legal = setting_fields(params.get("method.name", default), self.data_name)
+        method = params.get("method.name", default)
+        legal = setting_fields(method, self.data_name)
         fixed = {path: value for path, value in self.base.items() if path in legal}
-        return override_config(RunConfig(), {**fixed, **params})
+        return override_config(RunConfig(), {**fixed, **self.branch(method).base, **params})
+
+    def branch(self, method: str) -> Branch:
+        """What comes with one of the methods that are searched."""
+        names = self.space.get("method.name")
+        return names.branch(method) if isinstance(names, Choice) else Branch()
 
     def active_domains(self, params: Mapping[str, Any]) -> dict[str, Domain]:
         """The searched settings of a trial, those of its branch included."""
-        active = dict(self.space)
-        for path, domain in self.space.items():
-            if isinstance(domain, Choice) and domain.branches:
-                active |= domain.branches.get(params[path], {})
-        return active
+        method = params.get("method.name")
+        return dict(self.space) if method is None else self.space | self.branch(method).space
 
     def branch_paths(self) -> set[str]:
         """The settings that are searched in some branch only."""
-        choices = [domain for domain in self.space.values() if isinstance(domain, Choice)]
-        return {
-            path for choice in choices for branch in choice.branches.values() for path in branch
-        }
+        names = self.space.get("method.name")
+        branches = names.branches.values() if isinstance(names, Choice) else ()
+        return {path for branch in branches for path in branch.space}
 
     def complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """`params`, and the first end of every other searched setting of their branch."""
@@ -80,8 +93,9 @@ class SearchSpace:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What every output about this study has to say of its data."""
-        return self.first_config().data.notes
+        """What every output about this study has to say: of its data, and of its methods."""
+        of_methods = [METHOD_CONFIGS[method].notes for method in self.methods]
+        return tuple(dict.fromkeys([*self.first_config().data.notes, *chain(*of_methods)]))
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -149,7 +163,10 @@ def _absolute_domain(path: str, domain: Domain) -> Domain:
     if not isinstance(domain, Choice):
         return domain
     branches = {
-        name: {inner: _absolute_domain(inner, each) for inner, each in branch.items()}
+        name: Branch(
+            {inner: absolute(inner, value) for inner, value in branch.base.items()},
+            {inner: _absolute_domain(inner, each) for inner, each in branch.space.items()},
+        )
         for name, branch in domain.branches.items()
     }
     values = tuple(absolute(path, value) for value in domain.values)

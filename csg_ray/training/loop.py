@@ -23,8 +23,8 @@ from csg_ray.methods import build_method
 from csg_ray.methods.base import LOSS_WORST, EpochContext
 from csg_ray.metrics import HSE_WORST
 from csg_ray.seeding import rng_state, seed_everything, set_rng_state, sub_seed
+from csg_ray.storage.checkpoint import config_differences, load_checkpoint, save_checkpoint
 from csg_ray.storage.paths import StoragePath
-from csg_ray.training.checkpoint import config_differences, load_checkpoint, save_checkpoint
 from csg_ray.training.evaluate import measure_split, worst_metrics
 from csg_ray.training.optim import build_optimizer, schedule_learning_rate
 from csg_ray.training.spread import spread

@@ -50,7 +50,8 @@ class LearningRateInBufferSGD(Optimizer):
 def build_optimizer(method: Method, config: TrainConfig) -> Optimizer:
     """SGD with one group per name in `method.parameter_groups()`.
 
-    Every group carries its `name` and its `base_lr`, which the schedule scales.
+    Every group carries its `name` and its `base_lr`, which the schedule scales, as it does with an
+    `lr_factor` that a method may set between steps.
     """
     groups = []
     for name, params, lr_mult in method.parameter_groups():
@@ -111,4 +112,4 @@ def schedule_learning_rate(
         config.decay_floor,
     )
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * scale
+        group["lr"] = group["base_lr"] * scale * group.get("lr_factor", 1.0)

@@ -12,6 +12,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
+from csg_ray.storage.checkpoint import load_checkpoint
 from csg_ray.storage.paths import RemotePath, StoragePath
 from csg_ray.storage.records import (
     CHECKPOINT_FILE,
@@ -20,7 +21,6 @@ from csg_ray.storage.records import (
     forget_results,
     read_results,
 )
-from csg_ray.training.checkpoint import load_checkpoint
 
 
 class EpochRecorder:
