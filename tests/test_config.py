@@ -23,6 +23,8 @@ from csg_ray.config.reader import dump_yaml
 from csg_ray.config.run import ModelConfig
 from method_settings import method_config
 
+METHOD_NAMES = ", ".join(METHOD_CONFIGS)
+
 
 def _write(path: Path, content: dict[str, Any]) -> Path:
     path.write_text(dump_yaml(content))
@@ -102,8 +104,8 @@ BAD_OVERRIDES: list[tuple[dict[Any, Any], str]] = [
     ),
     ({5: 1}, "unknown setting '5': allowed are seed"),
     ({"augment": {}}, "'augment' is a group of settings; name one of augment.implementation, "),
-    ({"method.name": "cgs"}, "method.name must be one of vanilla, csg, not 'cgs'"),
-    ({"method.name": ["csg"]}, "method.name must be one of vanilla, csg, not ['csg']"),
+    ({"method.name": "cgs"}, f"method.name must be one of {METHOD_NAMES}, not 'cgs'"),
+    ({"method.name": ["csg"]}, f"method.name must be one of {METHOD_NAMES}, not ['csg']"),
     (
         {"method.name": "vanilla", "method.temperature": 0.1},
         "method.temperature is a setting of method csg, but method.name is vanilla; "
@@ -205,7 +207,10 @@ def test_files_of_this_version_and_older_ones_load(
         ({"train": {"epoch": 5}}, "unknown setting 'train.epoch': did you mean 'train.epochs'?"),
         ({"train": {"epochs": "5"}}, "train.epochs must be an integer from 1 to 100000, not '5'"),
         ({"train": {"epochs": 5}, "train.epochs": 6}, "train.epochs is given twice"),
-        ({"provenance": {}, "method": {"name": "asg?"}}, "method.name must be one of vanilla, csg"),
+        (
+            {"provenance": {}, "method": {"name": "asg?"}},
+            f"method.name must be one of {METHOD_NAMES}",
+        ),
     ],
     ids=str,
 )

@@ -151,7 +151,7 @@ def test_running_statistics_never_change(name: str) -> None:
     assert all(after[key].equal(value) for key, value in before.items())
 
 
-@EVERY_METHOD
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"oracle"}))  # which keeps them always
 def test_running_statistics_change_when_they_are_not_frozen(name: str) -> None:
     method = _build(name, model=ModelConfig(freeze_batch_norm=False))
     before = _running(method)["encoder.bn1.running_mean"].clone()

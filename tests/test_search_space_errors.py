@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from csg_ray.config import UserError
+from csg_ray.config.methods import METHOD_CONFIGS
 from csg_ray.search_space import load_search_space, parse_override, parse_search_space
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
@@ -58,6 +59,7 @@ def _branches(**changes: Any) -> dict[str, Any]:
     return _mapping(space={"method.name": {"choice": BRANCHES | changes}})
 
 
+METHOD_NAMES = ", ".join(METHOD_CONFIGS)
 VISDA17 = {"data.name": "visda17", "data.root": "VisDA-17"}
 SCENES = {"data.name": "digit_scenes", "model.head": "fcn"}
 SOME_METRICS = "must be one of source_val/mean_class_accuracy, source_val/accuracy, source_val/hse,"
@@ -88,7 +90,7 @@ BAD: dict[str, tuple[dict[Any, Any], list[str]]] = {
     ),
     "base method": (
         _mapping(base={"method.name": "cgs"}),
-        ["method.name must be one of vanilla, csg, not 'cgs'"],
+        [f"method.name must be one of {METHOD_NAMES}, not 'cgs'"],
     ),
     "other method": (
         _base({"method.name": "vanilla", "method.temperature": 1}, seed={"randint": [0, 9]}),
@@ -251,7 +253,7 @@ BAD: dict[str, tuple[dict[Any, Any], list[str]]] = {
     ),
     "branch name": (
         _branches(cgs={}),
-        ["method.name must be one of vanilla, csg, not 'cgs'"],
+        [f"method.name must be one of {METHOD_NAMES}, not 'cgs'"],
     ),
     "branch key": (
         _branches(csg={"fixed": {}}),

@@ -48,6 +48,11 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
             "model.head aspp_v3 normalises the mean of each image over the batch, so that "
             "train.batch_size must be at least 2, not 1; raise it, or set model.head to deeplabv2"
         )
+    if config.method.name == "oracle" and not model.freeze_batch_norm:
+        yield (
+            "method oracle keeps the encoder as it is, but with model.freeze_batch_norm false its "
+            "statistics move; set it to true"
+        )
     implementation = config.augment.implementation
     if data.task == "segmentation" and implementation == "torchvision":
         yield (
@@ -67,6 +72,9 @@ def inert_settings(config: RunConfig) -> dict[str, str]:
     if config.data.task == "classification":
         inert["evaluation.window"] = "data.name is a task of classification"
     inert |= _inert_augment_settings(config)
+    if config.method.name == "oracle":
+        reason = "method oracle trains the head alone"
+        inert |= {"train.backbone_lr_mult": reason, "model.train_batch_norm_affine": reason}
     if isinstance(config.method, CSGConfig):
         inert |= _inert_csg_settings(config.method)
     if config.model.head != "mlp":

@@ -152,7 +152,7 @@ def unknown_setting(path: Any, method: str, data: str, others: Iterable[str] = (
         current = {"method": method, "data": data}[kind]
         return (
             f"{path} is a setting of {kind} {', '.join(owners)}, but {kind}.name is {current}; "
-            f"remove it, or set {kind}.name to {owners[0]}"
+            f"remove it, or set {kind}.name to {owners[0] if len(owners) == 1 else 'one of those'}"
         )
     legal = [*setting_fields(method, data), *others]
     group = str(path).partition(".")[0]

@@ -25,10 +25,84 @@ class MethodSection(Section):
     notes: ClassVar[tuple[str, ...]] = ()
 
 
+def normalise_stages(value: Any) -> str:
+    """Stage numbers as text, ascending: 4 -> "4", "4, 3" -> "3,4"."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"must be stage numbers such as '3,4', not {value!r}")
+    parts = [part.strip() for part in str(value).split(",")]
+    if not set(parts) <= {"1", "2", "3", "4"} or len(set(parts)) != len(parts):
+        raise ValueError(f"must be different stages out of 1, 2, 3, 4 such as '3,4', not {value!r}")
+    return ",".join(sorted(parts))
+
+
+def _stage_numbers(stages: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in stages.split(","))
+
+
 class VanillaConfig(MethodSection):
     """Cross-entropy on the source alone."""
 
     name: Literal["vanilla"] = "vanilla"
+
+
+class OracleConfig(MethodSection):
+    """A new head on the pre-trained encoder, which stays as it is."""
+
+    name: Literal["oracle"] = "oracle"
+
+
+class WeightL2Config(MethodSection):
+    """Cross-entropy, and the squared distance of the encoder's weights from the pre-trained ones.
+
+    The strength behind the paper's row was not published.
+    """
+
+    name: Literal["weight_l2"] = "weight_l2"
+    loss_weight: float = Field(
+        0.1, ge=0, le=1e6, description="a of (a/2) * the squared distance; not published"
+    )
+
+
+class SynapticIntelligenceConfig(MethodSection):
+    """Synaptic intelligence (Zenke et al., ICML 2017): each weight held by what it has done.
+
+    How the paper obtained the importances, and the strength, were not published. Here they come
+    from the training on the source itself.
+    """
+
+    name: Literal["synaptic_intelligence"] = "synaptic_intelligence"
+    loss_weight: float = Field(
+        1.0, ge=0, le=1e6, description="c of c * sum of importance * squared distance"
+    )
+    damping: float = Field(
+        0.1, gt=0, le=1e6, description="xi, keeps the importance of a still weight finite"
+    )
+
+
+class FeatureL2Config(MethodSection):
+    """The distillation of ROAD (Chen et al., CVPR 2018) on source images: squared feature distance.
+
+    The strength behind the paper's row was not published.
+    """
+
+    name: Literal["feature_l2"] = "feature_l2"
+    loss_weight: float = Field(1.0, ge=0, le=1e6, description="of the mean squared distance")
+    stages: str = Field("4", description="the stages whose maps are compared")
+
+    _normalise_stages = field_validator("stages", mode="before")(normalise_stages)
+
+    def stage_numbers(self) -> tuple[int, ...]:
+        """The stages as numbers, ascending."""
+        return _stage_numbers(self.stages)
+
+
+class ASGConfig(MethodSection):
+    """Automated Synthetic-to-Real Generalization (Chen et al., ICML 2020), its proxy guidance."""
+
+    name: Literal["asg"] = "asg"
+    loss_weight: float = Field(
+        0.1, ge=0, le=1e6, description="lambda of the KL divergence; published for segmentation: 75"
+    )
 
 
 class CSGConfig(MethodSection):
@@ -57,22 +131,29 @@ class CSGConfig(MethodSection):
         1, ge=1, le=64, description="patches per side for the dense loss (Eq. 6)"
     )
 
-    @field_validator("stages", mode="before")
-    @classmethod
-    def _normalise_stages(cls, value: Any) -> str:
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            raise ValueError(f"must be stage numbers such as '3,4', not {value!r}")
-        parts = [part.strip() for part in str(value).split(",")]
-        if not set(parts) <= {"1", "2", "3", "4"} or len(set(parts)) != len(parts):
-            raise ValueError(
-                f"must be different stages out of 1, 2, 3, 4 such as '3,4', not {value!r}"
-            )
-        return ",".join(sorted(parts))
+    _normalise_stages = field_validator("stages", mode="before")(normalise_stages)
 
     def stage_numbers(self) -> tuple[int, ...]:
         """G as numbers, ascending."""
-        return tuple(int(part) for part in self.stages.split(","))
+        return _stage_numbers(self.stages)
 
 
-MethodConfig = Annotated[VanillaConfig | CSGConfig, Field(discriminator="name")]
-METHOD_CONFIGS: dict[str, type[MethodSection]] = {"vanilla": VanillaConfig, "csg": CSGConfig}
+MethodConfig = Annotated[
+    VanillaConfig
+    | OracleConfig
+    | WeightL2Config
+    | SynapticIntelligenceConfig
+    | FeatureL2Config
+    | ASGConfig
+    | CSGConfig,
+    Field(discriminator="name"),
+]
+METHOD_CONFIGS: dict[str, type[MethodSection]] = {
+    "vanilla": VanillaConfig,
+    "oracle": OracleConfig,
+    "weight_l2": WeightL2Config,
+    "synaptic_intelligence": SynapticIntelligenceConfig,
+    "feature_l2": FeatureL2Config,
+    "asg": ASGConfig,
+    "csg": CSGConfig,
+}

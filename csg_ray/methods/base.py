@@ -178,6 +178,16 @@ class ReferenceMethod(Method):
         """The frozen encoder."""
         return self._hidden[0]
 
+    def trained_with_start(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """The encoder's trained parameters, each with what it was before training."""
+        return [
+            (own, start)
+            for own, start in zip(
+                self.encoder.parameters(), self.reference_encoder.parameters(), strict=True
+            )
+            if own.requires_grad
+        ]
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ReferenceMethod:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.reference_encoder._apply(fn, recurse)  # type: ignore[no-untyped-call]
