@@ -44,6 +44,10 @@ def config(*settings: dict[str, Any]) -> RunConfig:
             {"augment.implementation": "color_jitter"},
             "augment.implementation color_jitter is of segmentation, but data.name digits",
         ),
+        (
+            {"method.name": "oracle", "model.freeze_batch_norm": False},
+            "method oracle keeps the encoder as it is, but with model.freeze_batch_norm false",
+        ),
         (SCENES | {"data.min_scale": 0.5}, "a scene has 32 pixels a side at data.min_scale 0.5"),
         (SCENES | {"data.image_size": 49}, "data.image_size is 49, but a scene has 48 pixels"),
         (SCENES | {"data.min_scale": 1.3}, "data.min_scale 1.3 is above data.max_scale 1.25"),
@@ -75,6 +79,11 @@ def test_what_only_just_fits_is_taken(settings: dict[str, Any]) -> None:
     [
         ({}, {"augment.jitter", "evaluation.window"}),
         (VANILLA, {"augment.jitter", "augment.views", "evaluation.window"}),
+        (
+            {"method.name": "oracle"},
+            {"augment.jitter", "augment.views", "evaluation.window", "train.backbone_lr_mult"}
+            | {"model.train_batch_norm_affine"},
+        ),
         (
             {"augment.num_ops": 0},
             {f"augment.{name}" for name in AUGMENT if name != "num_ops"} | {"evaluation.window"},

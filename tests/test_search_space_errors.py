@@ -686,7 +686,7 @@ def test_bad_override_text(text: str, sentence: str) -> None:
             {"search.grace_period": 1000},
             "search.grace_period must be at most train.epochs, ",
         ),
-        ({"method.name": "vanilla"}, "method.loss_weight is a setting of method csg"),
+        ({"method.name": "vanilla"}, "method.loss_weight is a setting of method weight_l2, "),
         ({"search.num_trials": 0}, "search.num_trials must be an integer from 1 to 1000000, not 0"),
     ],
     ids=str,
