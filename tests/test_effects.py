@@ -45,6 +45,10 @@ def config(*settings: dict[str, Any]) -> RunConfig:
             "augment.implementation color_jitter is of segmentation, but data.name digits",
         ),
         (
+            {"model.weights": "none", "evaluation.reference_images": "cifar10/test"},
+            "evaluation.reference_images measures what is left of the pre-training, but model.w",
+        ),
+        (
             {"method.name": "oracle", "model.freeze_batch_norm": False},
             "method oracle keeps the encoder as it is, but with model.freeze_batch_norm false",
         ),

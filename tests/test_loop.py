@@ -297,7 +297,7 @@ def test_repeats_are_the_mean_of_trainings_with_their_own_seeds() -> None:
     assert set(stds) == {
         f"{split}/{key}_std"
         for split in ("source_val", "target_val")
-        for key in ("mean_class_accuracy", "hse")
+        for key in ("mean_class_accuracy", "hse", "hse_power1", "hse_power2")
     }
     left, right = (single["target_val/hse"] for single in singles)
     assert stds["target_val/hse_std"] == pytest.approx(abs(left - right) / math.sqrt(2))

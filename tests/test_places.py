@@ -119,7 +119,7 @@ def scale(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     tuner = SimpleNamespace(run_study=run_study, restore_study=restore_study)
     monkeypatch.setitem(sys.modules, "csg_ray.scale.tuner", tuner)
-    monkeypatch.setattr("csg_ray.cli.searching.prepare_study_data", lambda _: None)
+    monkeypatch.setattr("csg_ray.cli.searching.prepare_study", lambda _: None)
     Path("pets.yaml").write_text(dump_yaml(SPACE))
     return room
 
@@ -155,7 +155,7 @@ def test_the_same_search_goes_on_with_what_it_began(
 def test_a_run_is_begun_with_absolute_paths(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Path] = []
     monkeypatch.setattr("csg_ray.cli.running._run", lambda directory, *_: ran.append(directory))
-    monkeypatch.setattr("csg_ray.cli.running.prepare_data", lambda _: None)
+    monkeypatch.setattr("csg_ray.cli.running.prepare_run", lambda _: None)
     monkeypatch.setattr("csg_ray.cli.running._provenance", lambda _: {})
     Path("pets.yaml").write_text(dump_yaml(FOLDERS | {"data.cache": "cache"}))
 

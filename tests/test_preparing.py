@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from csg_ray.cli import main
-from csg_ray.cli.preparing import PackingDisplay, prepare_data, prepare_study_data, searched_data
+from csg_ray.cli.preparing import PackingDisplay, prepare_data, prepare_study, searched_data
 from csg_ray.cli.searching import data_lines
 from csg_ray.config.data import DigitsConfig, ImageFolderConfig
 from csg_ray.config.load import config_to_mapping, override_config
@@ -192,7 +192,7 @@ def test_what_only_some_trials_would_meet_is_found_before_the_first() -> None:
     del mapping["base"]["data.source"]
     space = parse_search_space(mapping)
 
-    assert "the folder nowhere does not exist" in refusal(lambda: prepare_study_data(space))
+    assert "the folder nowhere does not exist" in refusal(lambda: prepare_study(space))
 
 
 def test_preparing_decodes_all_but_the_sealed_split_and_says_so_once(capsys: Capture) -> None:

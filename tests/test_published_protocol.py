@@ -116,7 +116,7 @@ def test_a_search_ends_with_it_and_without_evaluate(
 ) -> None:
     tuner = SimpleNamespace(restore_study=lambda *_: None)
     monkeypatch.setitem(sys.modules, "csg_ray.scale.tuner", tuner)
-    monkeypatch.setattr("csg_ray.cli.searching.prepare_study_data", lambda _: None)
+    monkeypatch.setattr("csg_ray.cli.searching.prepare_study", lambda _: None)
 
     assert main(["restore", str(published)]) == 0
 
@@ -208,7 +208,7 @@ def test_a_segmentation_search_ends_with_miou(
 ) -> None:
     tuner = SimpleNamespace(restore_study=lambda *_: None)
     monkeypatch.setitem(sys.modules, "csg_ray.scale.tuner", tuner)
-    monkeypatch.setattr("csg_ray.cli.searching.prepare_study_data", lambda _: None)
+    monkeypatch.setattr("csg_ray.cli.searching.prepare_study", lambda _: None)
 
     assert main(["restore", str(scenes)]) == 0
 

@@ -14,6 +14,7 @@ from csg_ray.config.data import DataConfig, FilesConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import load_config, override_config
 from csg_ray.config.reader import read_yaml
+from csg_ray.config.run import RunConfig
 from csg_ray.search_space import SearchSpace, drawn_configs, load_search_space, parse_override
 
 if TYPE_CHECKING:
@@ -24,10 +25,31 @@ NAMED = 3  # of the images that are left out
 STEPS_SAID = 10  # lines for a split where there is no terminal
 
 
-def prepare_study_data(space: SearchSpace) -> None:
-    """`prepare_data` for all that a study may draw of its task's settings."""
+def prepare_study(space: SearchSpace) -> None:
+    """Load whatever a study may draw of its task's settings, as `prepare_run` does."""
     for config in searched_data(space):
         prepare_data(config)
+    _check_reference_images(space.first_config())
+
+
+def prepare_run(config: RunConfig) -> None:
+    """Load a run's data, so that whatever is wrong with them shows before anything starts."""
+    prepare_data(config.data)
+    _check_reference_images(config)
+
+
+def _check_reference_images(config: RunConfig) -> None:
+    from csg_ray.data.reference_images import (
+        CLASSES,
+        check_reference_classes,
+        load_reference_images,
+    )
+
+    if config.evaluation.reference_images is None:
+        return
+    images = load_reference_images(config.evaluation.reference_images)
+    if config.model.weights in CLASSES:
+        check_reference_classes(images, CLASSES[config.model.weights], config.model)
 
 
 def searched_data(space: SearchSpace) -> list[DataConfig]:
@@ -37,7 +59,7 @@ def searched_data(space: SearchSpace) -> list[DataConfig]:
 
 
 def prepare_data(config: DataConfig) -> None:
-    """Load a task's splits, so that whatever is wrong with them shows before anything starts."""
+    """Load a task's splits, decoded into the cache where they are files."""
     from csg_ray.data.checking import check_files
     from csg_ray.data.load import list_files, load_splits
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from csg_ray.cli.board import describe_scores
 from csg_ray.cli.guard import command, continued_by, fail, say
-from csg_ray.cli.preparing import prepare_data
+from csg_ray.cli.preparing import prepare_run
 from csg_ray.cli.spread import Spread, check_spread, refuse_both_launchers, train_spread
 from csg_ray.cli.summary import print_notes
 from csg_ray.config.data import has_sealed_split
@@ -55,7 +55,7 @@ def _begin(
     config = spread.rescale(config)
     check_spread(config, wanted, spread)
     with continued_by(wanted, RUN_FILE):
-        prepare_data(config.data)
+        prepare_run(config)
     provenance = _provenance(config) | {"config": str(config_file)}
     if exported:
         provenance["exported"] = exported
@@ -114,7 +114,7 @@ def _check_unchanged(directory: StoragePath, spread: Spread) -> None:
     config = load_config(directory / RUN_FILE)
     check_spread(config, directory, spread)
     with continued_by(directory, RUN_FILE):
-        prepare_data(config.data)
+        prepare_run(config)
     old = read_yaml(directory / RUN_FILE).get("provenance") or {}
     changed = compare_provenance({**old, "config": None, "exported": None}, _provenance(config))
     if "data_sha256" in changed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from csg_ray.cli.board import describe_bytes
 from csg_ray.cli.console import watch_search
 from csg_ray.cli.guard import command, continued_by, say
-from csg_ray.cli.preparing import parse_settings, prepare_study_data, searched_data
+from csg_ray.cli.preparing import parse_settings, prepare_study, searched_data
 from csg_ray.cli.summary import print_notes, summarise
 from csg_ray.config.data import DataConfig, FilesConfig
 from csg_ray.config.errors import UserError
@@ -41,7 +41,7 @@ def run_search(
     check_new_directory(directory)
     say(CHECKING)
     with continued_by(directory, "study.yaml"):
-        prepare_study_data(space)
+        prepare_study(space)
     while not _search_in(directory, space, verbose):
         if study is not None:
             raise _taken(directory)
@@ -82,7 +82,7 @@ def restore(directory: StoragePath, more: int, verbose: bool) -> None:
     from csg_ray.scale.tuner import restore_study
 
     with continued_by(directory, "study.yaml"):
-        prepare_study_data(load_study(directory).space)
+        prepare_study(load_study(directory).space)
         restore_study(directory, more, watch_search(verbose), verbose)
     summarise(load_study(directory))
 

@@ -48,6 +48,11 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
             "model.head aspp_v3 normalises the mean of each image over the batch, so that "
             "train.batch_size must be at least 2, not 1; raise it, or set model.head to deeplabv2"
         )
+    if model.weights == "none" and config.evaluation.reference_images is not None:
+        yield (
+            "evaluation.reference_images measures what is left of the pre-training, but "
+            "model.weights is none; take it out, or name pre-trained weights"
+        )
     if config.method.name == "oracle" and not model.freeze_batch_norm:
         yield (
             "method oracle keeps the encoder as it is, but with model.freeze_batch_norm false its "

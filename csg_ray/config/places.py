@@ -17,6 +17,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "data.gta5": (),
     "data.cityscapes": (),
     "data.cache": ("auto", "off"),
+    "evaluation.reference_images": (),
     "model.weights": ("bundled", "imagenet", "none"),
 }
 

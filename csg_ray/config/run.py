@@ -93,6 +93,12 @@ class EvaluationConfig(Section):
     window: Annotated[int, Field(ge=16)] | None = Field(
         None, description="segment in overlapping windows of this side; null: the whole image"
     )
+    reference_images: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of photographs of the pre-training classes, a folder for each class, "
+        "in their order by name; measures reference_task/accuracy",
+    )
     hse_max_images: int = Field(10_000, ge=2, description="a fixed subsample of a larger split")
 
 

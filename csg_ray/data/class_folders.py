@@ -67,8 +67,8 @@ def list_images(root: Path, class_names: tuple[str, ...]) -> LabelledFiles:
         found = sorted(_images_below(root / name, name))
         if not found:
             raise UserError(
-                f"the class '{name}' has no image in {root / name}; remove the folder in source "
-                "and target, or fill it"
+                f"the class '{name}' has no image in {root / name}; fill the folder, or remove it "
+                "wherever classes are matched"
             )
         images += found
         labels += [number] * len(found)

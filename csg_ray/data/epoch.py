@@ -69,13 +69,20 @@ def eval_batches(split: Split, config: RunConfig) -> Batches:
 
     Segmentation gets its images whole, in the size that they have.
     """
-    load: Callable[[Tensor], Batch]
-    if isinstance(config.data, SegmentationConfig):
-        assert isinstance(split, SceneSplit)
-        load = _EvalSceneLoader(split)
-    else:
+    if not isinstance(config.data, SegmentationConfig):
         assert isinstance(split, ClassSplit)
-        load = _EvalClassLoader(split, build_eval_transform(config.data.image_size))
+        return class_eval_batches(split, config)
+    assert isinstance(split, SceneSplit)
+    return _in_order(split, _EvalSceneLoader(split), config)
+
+
+def class_eval_batches(split: ClassSplit, config: RunConfig) -> Batches:
+    """`eval_batches` of images with a class each, whatever the task."""
+    transform = build_eval_transform(config.data.image_size)
+    return _in_order(split, _EvalClassLoader(split, transform), config)
+
+
+def _in_order(split: Split, load: Callable[[Tensor], Batch], config: RunConfig) -> Batches:
     positions = torch.arange(len(split))
     return Batches(torch.split(positions, config.evaluation.batch_size), load, config.data.workers)
 

@@ -78,6 +78,11 @@ class TappedResNet(nn.Module):
         self.fc = network.get_submodule("fc").requires_grad_(False)
         self.stage_channels = {stage: _out_channels(self.stage(stage)) for stage in STAGES}
 
+    @property
+    def num_pretraining_classes(self) -> int:
+        """The classes of the pre-training task."""
+        return int(self.fc.out_features)  # type: ignore[arg-type]
+
     def stage(self, number: int) -> nn.Module:
         """The module of one stage, `layer1`..`layer4`."""
         return self.get_submodule(f"layer{number}")

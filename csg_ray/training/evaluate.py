@@ -10,11 +10,11 @@ from torch import Tensor
 
 from csg_ray.config.data import Task
 from csg_ray.config.run import RunConfig
-from csg_ray.data.epoch import eval_batches, steps_per_epoch
-from csg_ray.data.splits import DomainSplits, Split
+from csg_ray.data.epoch import class_eval_batches, eval_batches, steps_per_epoch
+from csg_ray.data.splits import ClassSplit, DomainSplits, Split
 from csg_ray.distributed import gather_features, sum_over_ranks
 from csg_ray.methods import build_method
-from csg_ray.methods.base import Method
+from csg_ray.methods.base import TASK_STAGE, Method
 from csg_ray.metrics import (
     HSE_WORST,
     ConfusionMatrix,
@@ -156,6 +156,28 @@ def measure_split(
     confusion.counts = torch.tensor(cells).view_as(confusion.counts)
     energies = hyperspherical_energies(gather_features(features, device))
     return Evaluation(confusion, energies, bad_scores == 0, split.class_names, config.data.task)
+
+
+@torch.inference_mode()
+def reference_accuracy(
+    method: Method, images: ClassSplit, config: RunConfig, device: torch.device
+) -> float:
+    """The share of photographs whose pre-training class the trained encoder still gets right.
+
+    The frozen classifier of the pre-training task reads the encoder that was trained since: the
+    column "ImageNet" of ASG's ablation (Chen et al., ICML 2020). Several ranks deal out the
+    batches, and each returns what one process would.
+    """
+    was_training = method.training
+    method.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    for batch in class_eval_batches(images, config).share_of_all():
+        batch = batch.to(device)
+        stage4 = method.features(batch.views[0])[TASK_STAGE]
+        predicted = method.encoder.pretraining_logits(stage4).argmax(dim=1)
+        correct += (predicted == batch.labels).sum()
+    method.train(was_training)
+    return float(sum_over_ranks(correct)) / len(images)
 
 
 def _energy_sample(count: int, at_most: int) -> Tensor:

@@ -15,8 +15,10 @@ import torch
 from csg_ray.config.errors import UserError
 from csg_ray.config.run import RunConfig
 from csg_ray.data.epoch import steps_per_epoch, train_batches
+from csg_ray.data.file_splits import FileSplit
 from csg_ray.data.load import load_splits
 from csg_ray.data.loader import Batch
+from csg_ray.data.reference_images import check_reference_classes, load_reference_images
 from csg_ray.data.splits import DomainSplits
 from csg_ray.distributed import on_rank_zero, rank, shares, sum_over_ranks, world_size
 from csg_ray.methods import build_method
@@ -25,7 +27,7 @@ from csg_ray.metrics import HSE_WORST
 from csg_ray.seeding import rng_state, seed_everything, set_rng_state, sub_seed
 from csg_ray.storage.checkpoint import config_differences, load_checkpoint, save_checkpoint
 from csg_ray.storage.paths import StoragePath
-from csg_ray.training.evaluate import measure_split, worst_metrics
+from csg_ray.training.evaluate import measure_split, reference_accuracy, worst_metrics
 from csg_ray.training.optim import build_optimizer, schedule_learning_rate
 from csg_ray.training.spread import spread
 
@@ -35,7 +37,12 @@ Metrics = dict[str, float]
 OnEpochEnd = Callable[[Metrics, Callable[[StoragePath], None]], None]
 
 # Metrics that come with their deviation over repeats, and the deviation after a divergence.
-DEVIATIONS = {"mean_class_accuracy": 1.0, "mean_iou": 1.0, "hse": HSE_WORST["hse"]}
+DEVIATIONS = {
+    "mean_class_accuracy": 1.0,
+    "mean_iou": 1.0,
+    **{name: HSE_WORST[name] for name in ("hse", "hse_power1", "hse_power2")},
+    (REFERENCE_ACCURACY := "reference_task/accuracy"): 1.0,
+}
 
 
 class DivergedError(Exception):
@@ -56,6 +63,7 @@ class Training:
         batch_size = config.train.batch_size
         self.steps_per_epoch = steps_per_epoch(len(splits.source_train), config.train)
         self.method = build_method(config, len(splits.class_names), self.steps_per_epoch).to(device)
+        self._reference_images = self._load_reference_images()
         self._training_loss = spread(self.method, config)
         self.optimizer = build_optimizer(self.method, config.train)
         self._share = shares(batch_size)[rank()] / batch_size
@@ -77,6 +85,10 @@ class Training:
             if not evaluation.finite:
                 raise DivergedError(f"non-finite logits on {split.name} after epoch {epoch}")
             metrics |= {f"{split.name}/{key}": v for key, v in evaluation.metrics.items()}
+        if self._reference_images is not None:
+            metrics[REFERENCE_ACCURACY] = reference_accuracy(
+                self.method, self._reference_images, self.config, self.device
+            )
         self._rng = rng_state()
         return metrics
 
@@ -98,6 +110,15 @@ class Training:
         self.step = state["step"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
         self._rng = state["rng"]
+
+    def _load_reference_images(self) -> FileSplit | None:
+        folder = self.config.evaluation.reference_images
+        if folder is None:
+            return None
+        images = load_reference_images(folder)
+        num_classes = self.method.encoder.num_pretraining_classes
+        check_reference_classes(images, num_classes, self.config.model)
+        return images
 
     def _train_epoch(self, epoch: int) -> Metrics:
         config = self.config
@@ -223,7 +244,7 @@ def _summarise(repeats: list[Metrics]) -> Metrics:
     for name in repeats[0]:
         values = [repeat[name] for repeat in repeats]
         metrics[name] = statistics.fmean(values)
-        if len(values) > 1 and name.rpartition("/")[2] in DEVIATIONS:
+        if len(values) > 1 and {name, name.rpartition("/")[2]} & DEVIATIONS.keys():
             metrics[f"{name}_std"] = statistics.stdev(values)
     return metrics
 
@@ -240,6 +261,10 @@ def _worst(trainings: list[Training]) -> Metrics:
             metrics[f"{split.name}/{name}"] = value
             if len(trainings) > 1 and name in DEVIATIONS:
                 metrics[f"{split.name}/{name}_std"] = DEVIATIONS[name]
+    if training.config.evaluation.reference_images is not None:
+        metrics[REFERENCE_ACCURACY] = 0.0
+        if len(trainings) > 1:
+            metrics[f"{REFERENCE_ACCURACY}_std"] = DEVIATIONS[REFERENCE_ACCURACY]
     return metrics
 
 
