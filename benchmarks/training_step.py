@@ -1,7 +1,8 @@
-"""Time and peak memory of one training step at the published sizes: CSG against vanilla.
+"""Time and peak memory of one training step of every method, against vanilla's.
 
-    python benchmarks/training_step.py              # on a GPU
-    python benchmarks/training_step.py --batch 2    # on a CPU, at a smaller batch
+    python benchmarks/training_step.py                      # on a GPU, at the published sizes
+    python benchmarks/training_step.py --batch 2            # on a CPU, at a smaller batch
+    python benchmarks/training_step.py --workload digits    # the embedded task
 
 Every measurement is a process of its own, so that its peak memory is its own; the methods take
 turns, so that both see the same machine. Time: the median of the steps after the first, which
@@ -24,8 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from csg_ray.config.data import GTA5CityscapesConfig, VisDA17Config
-from csg_ray.config.methods import CSGConfig, VanillaConfig
+from csg_ray.config.data import DigitsConfig, GTA5CityscapesConfig, VisDA17Config
+from csg_ray.config.methods import METHOD_CONFIGS, CSGConfig, MethodConfig
 from csg_ray.config.run import ModelConfig, RunConfig, TrainConfig
 from csg_ray.data.loader import Batch
 from csg_ray.methods import build_method
@@ -33,12 +34,25 @@ from csg_ray.methods.base import ReferenceMethod
 from csg_ray.models.resnet import TappedResNet
 from csg_ray.training.optim import build_optimizer
 
-METHODS = ("vanilla", "csg")
+# Those of self-training are vanilla's step on other images, after a pass over the target.
+METHODS = (
+    "vanilla",
+    "oracle",
+    "weight_l2",
+    "synaptic_intelligence",
+    "feature_l2",
+    "asg",
+    "asg_l2o",
+    "drpc",
+    "csg",
+)
+# What a method has no default for.
+REQUIRED = {"drpc": {"styles": "not read"}}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What the paper trains.
+    """What the paper trains, or the embedded task.
 
     Attributes:
         side: of the images.
@@ -52,10 +66,20 @@ class Workload:
     epoch_images: int
     model: ModelConfig
     csg: CSGConfig
-    data: VisDA17Config | GTA5CityscapesConfig
+    data: DigitsConfig | VisDA17Config | GTA5CityscapesConfig
 
 
 WORKLOADS = {
+    "digits": Workload(
+        side=32,
+        label_shape=(),
+        num_classes=10,
+        batch_size=32,
+        epoch_images=2000,
+        model=ModelConfig(),
+        csg=CSGConfig(),
+        data=DigitsConfig(),
+    ),
     "visda17": Workload(
         side=224,
         label_shape=(),
@@ -89,7 +113,7 @@ def measure_here(workload: Workload, method_name: str, batch_size: int, steps: i
     config = RunConfig(
         data=workload.data,
         model=workload.model,
-        method=workload.csg if method_name == "csg" else VanillaConfig(),
+        method=_settings(workload, method_name),
         train=TrainConfig(batch_size=batch_size),
     )
     steps_per_epoch = workload.epoch_images // batch_size
@@ -105,6 +129,7 @@ def measure_here(workload: Workload, method_name: str, batch_size: int, steps: i
         loss = method.training_loss(batch).loss
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        method.after_backward()
         optimizer.step()
         method.after_step(optimizer, step, steps)
         assert loss.isfinite()
@@ -116,6 +141,13 @@ def measure_here(workload: Workload, method_name: str, batch_size: int, steps: i
     else:
         peak = _peak_of_process() - imported
     print(json.dumps({"seconds": statistics.median(seconds[1:]), "peak_mib": peak}))
+
+
+def _settings(workload: Workload, method_name: str) -> MethodConfig:
+    if method_name == "csg":
+        return workload.csg
+    settings: MethodConfig = METHOD_CONFIGS[method_name](**REQUIRED.get(method_name, {}))
+    return settings
 
 
 def _random_batch(workload: Workload, num_views: int, size: int) -> Batch:
@@ -151,39 +183,39 @@ def measure(name: str, method_name: str, batch_size: int, steps: int) -> dict[st
     return result
 
 
-def compare(name: str, batch_size: int | None, steps: int, rounds: int) -> None:
-    """Measure both methods in turns; print a line for each, and the ratios."""
+def compare(name: str, methods: list[str], batch_size: int | None, steps: int, rounds: int) -> None:
+    """Measure the methods in turns; print a line for each, with the ratios to the first."""
     workload = WORKLOADS[name]
     size = batch_size or workload.batch_size
     published = "" if size == workload.batch_size else f" (published: {workload.batch_size})"
     print(f"{name}: {workload.model.name}, {workload.side} px, batch {size}{published}")
-    taken: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
+    taken: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
     for _ in range(rounds):
-        for method in METHODS:
+        for method in methods:
             taken[method].append(measure(name, method, size, steps))
-    for method in METHODS:
-        spread = [each["seconds"] for each in taken[method]]
-        peak = statistics.median(each["peak_mib"] for each in taken[method])
+    first = taken[methods[0]]
+    print(f"  {'':21s}   seconds (range)             MiB   of {methods[0]}: time (range), memory")
+    for method, each in taken.items():
+        seconds = sorted(one["seconds"] for one in each)
+        times = sorted(a["seconds"] / b["seconds"] for a, b in zip(each, first, strict=True))
+        memory = (a["peak_mib"] / b["peak_mib"] for a, b in zip(each, first, strict=True))
         print(
-            f"  {method:8s} {statistics.median(spread):8.3f} s "
-            f"({min(spread):.3f} to {max(spread):.3f})  {peak:7.0f} MiB"
-        )
-    for key, what in (("seconds", "time"), ("peak_mib", "memory")):
-        pairs = zip(taken["csg"], taken["vanilla"], strict=True)
-        ratios = sorted(csg[key] / vanilla[key] for csg, vanilla in pairs)
-        print(
-            f"  csg / vanilla: {statistics.median(ratios):.2f} times the {what} "
-            f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            f"  {method:21s} {statistics.median(seconds):9.4f} "
+            f"({seconds[0]:.4f} to {seconds[-1]:.4f}) "
+            f"{statistics.median(one['peak_mib'] for one in each):7.0f}   "
+            f"{statistics.median(times):.2f} ({times[0]:.2f} to {times[-1]:.2f}), "
+            f"{statistics.median(memory):.2f}"
         )
 
 
 def main() -> None:
-    """Compare the methods on every workload."""
+    """Compare the methods on every workload, or on the one named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workload", choices=WORKLOADS, help="this one only")
     parser.add_argument("--batch", type=int, help="images per step; default: as published")
     parser.add_argument("--steps", type=int, default=5, help="timed, after one that is not")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--method", choices=METHODS, help="measure once, in this process")
     arguments = parser.parse_args()
     if arguments.method:
@@ -193,7 +225,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads")
     for name in [arguments.workload] if arguments.workload else WORKLOADS:
-        compare(name, arguments.batch, arguments.steps, arguments.rounds)
+        compare(name, list(arguments.methods), arguments.batch, arguments.steps, arguments.rounds)
 
 
 if __name__ == "__main__":
