@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 
 from csg_ray.config.load import get_setting
+from csg_ray.config.run import RunConfig
+from csg_ray.scale.suggestions import Suggestions
 from csg_ray.search_space import load_search_space
+from csg_ray.search_space.domains import grid_size
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "search_spaces").glob("*.yaml"))
+TABLES = sorted((ROOT / "search_spaces" / "paper").glob("*.yaml"))
 # What the five searched settings are in the paper; M drives RandAugment with N = 1.
 FIVE = {
     "method.name": "csg",
@@ -100,6 +104,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "augment.jitter": 0.4,
     },
     "gta5_cityscapes": GTA5 | FIVE | {"method.train_projection": True},
+    "methods": FIVE | {"data.name": "digits", "method.loss_weight": 0.1},
     "pacs": FIVE | {"data.name": "image_folder", "method.loss_weight": 0.1},
     "digits": FIVE | {"data.name": "digits", "method.loss_weight": 0.1},
     "digit_scenes": FIVE | {"data.name": "digit_scenes", "method.loss_weight": 0.1},
@@ -129,6 +134,76 @@ def test_nothing_that_a_file_names_is_without_effect(file: Path) -> None:
     inert = space.first_config().inert_settings()
     named = set(space.base) | set(space.space)
     assert not named & inert.keys()
+
+
+def _rows(file: Path) -> list[RunConfig]:
+    """The configuration of every trial of a grid."""
+    space = load_search_space(file)
+    suggestions = Suggestions(space)
+    asked = [suggestions.ask() for _ in range(space.search.num_trials)]
+    assert suggestions.ask() is None
+    return [space.config_for(each.params) for each in asked if each is not None]
+
+
+@pytest.mark.parametrize("file", TABLES, ids=lambda file: file.stem)
+def test_a_table_trains_its_whole_grid_at_full_budget(file: Path) -> None:
+    space = load_search_space(file)
+    rows = _rows(file)
+
+    assert (space.search.sampler, space.search.scheduler) == ("grid", "none")
+    assert len(rows) == grid_size(space.space) == len(set(rows))
+    on_digits = space.data_name in ("digits", "digit_scenes")
+    assert space.search.repeats == (3 if on_digits else 1)  # the paper has one seed
+    assert f"`{file.name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    # What a file fixes for all has an effect in some row, and a branch's on every row of it.
+    for path in space.base:
+        assert any(path not in row.inert_settings() for row in rows), path
+    for row in rows:
+        assert not space.branch(row.method.name).base.keys() & row.inert_settings().keys()
+    if not on_digits:
+        assert row.data.model_dump()["protocol"] == "published"
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_the_tables_of_visda17_hold_the_published_csg(number: int) -> None:
+    rows = _rows(ROOT / "search_spaces" / "paper" / f"table{number}_visda17.yaml")
+
+    wanted = {path: value for path, value in VISDA17.items() if path != "train.sgd_form"}
+    found = [row for row in rows if row.method.name == "csg"]
+    same = [row for row in found if {path: get_setting(row, path) for path in wanted} == wanted]
+    assert len(same) == 1
+
+
+def test_the_other_methods_of_table_1_are_as_their_authors_trained_them() -> None:
+    rows = _rows(ROOT / "search_spaces" / "paper" / "table1_visda17.yaml")
+    plain = {row.method.name: row for row in rows if row.augment.num_ops == 0}
+
+    vanilla = {
+        path: value
+        for path, value in VISDA17.items()
+        if path.startswith(("train.", "model.", "data.", "evaluation."))
+    } | {"train.decay_floor": 0.2}  # ASG's schedule
+    for name in ("vanilla", "oracle", "weight_l2", "synaptic_intelligence", "feature_l2", "asg"):
+        assert {path: get_setting(plain[name], path) for path in vanilla} == vanilla, name
+    assert get_setting(plain["asg"], "method.loss_weight") == 0.1
+    learned = plain["asg_l2o"].train
+    assert (learned.backbone_lr_mult, learned.warmup_steps, learned.decay_power) == (1, 0, 0)
+
+
+def test_the_rows_of_segmentation_are_as_their_authors_trained_them() -> None:
+    rows = _rows(ROOT / "search_spaces" / "paper" / "table5_gta5_cityscapes.yaml")
+
+    assert {(row.method.name, row.model.name) for row in rows} == {
+        (method, model)
+        for method in ("vanilla", "asg", "csg")
+        for model in ("resnet50", "resnet101")
+    }
+    wanted = PUBLISHED["gta5_cityscapes_published"]
+    csg = [row for row in rows if row.method.name == "csg" and row.model.name == "resnet50"]
+    assert {path: get_setting(csg[0], path) for path in wanted} == wanted
+    asg = next(row for row in rows if row.method.name == "asg")
+    assert get_setting(asg, "method.loss_weight") == 75
+    assert asg.train.decay_floor == 0.2
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
