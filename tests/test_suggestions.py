@@ -309,3 +309,88 @@ def test_branches_of_a_searched_method_are_asked_and_rebuilt() -> None:
     old = Trial("0001", params, "sampler", "completed", "", tuple(lines(0.5)), Path())
     (rebuilt,) = optuna_trials(Suggestions(space, finished=[old]))
     assert rebuilt.params == params
+
+
+STRENGTHS: dict[str, list[float]] = {
+    "asg": [0.1, 1.0],
+    "weight_l2": [0.01, 0.1, 3.0],
+    "vanilla": [],
+}
+
+
+def _strengths(sampler: str) -> SearchSpace:
+    """The same setting in two branches, on other choices in each."""
+    return parse_search_space(
+        {
+            "study": "s",
+            "base": {"train.epochs": 9},
+            "space": {
+                "method.name": {
+                    "choice": {
+                        name: {"space": {"method.loss_weight": {"choice": each}} if each else {}}
+                        for name, each in STRENGTHS.items()
+                    }
+                },
+                "augment.num_ops": {"choice": [0, 1]},
+            },
+            "points_to_evaluate": [
+                {"method.name": "weight_l2", "method.loss_weight": 3.0, "augment.num_ops": 1}
+            ],
+            "search": {
+                "metric": ACCURACY,
+                "mode": "max",
+                "num_trials": 12,
+                "sampler": sampler,
+                "scheduler": "none",
+            },
+        }
+    )
+
+
+def test_branches_may_search_the_same_setting_each_in_its_own_range() -> None:
+    space = _strengths("grid")
+    suggestions = Suggestions(space)
+    asked: list[dict[str, Any]] = []
+    while (suggestion := suggestions.ask()) is not None:
+        asked.append(suggestion.params)
+        suggestions.tell(suggestion.number, "completed", lines(len(asked) / 20))
+    expected = [
+        {"method.name": name, "augment.num_ops": num_ops}
+        | ({} if strength is None else {"method.loss_weight": strength})
+        for name, strengths in (
+            ("asg", (0.1, 1.0)),
+            ("weight_l2", (0.01, 0.1, 3.0)),
+            ("vanilla", (None,)),
+        )
+        for strength in strengths
+        for num_ops in (0, 1)
+    ]
+    assert sorted(map(str, map(sorted, map(dict.items, asked)))) == sorted(
+        map(str, map(sorted, map(dict.items, expected)))
+    )
+    assert asked[0] == space.points_to_evaluate[0]
+
+
+def test_what_tpe_learned_of_one_branch_is_not_taken_for_another() -> None:
+    space = _strengths("tpe")
+    live = Suggestions(space)
+    done = []
+    for i in range(12):
+        suggestion = live.ask()
+        assert suggestion is not None
+        live.tell(suggestion.number, "completed", lines(i / 20))
+        done.append(replace(trial(i + 1, "completed", lines(i / 20)), params=suggestion.params))
+    names = {name for each in optuna_trials(live) for name in each.params}
+    assert names == {
+        "method.name",
+        "augment.num_ops",
+        "asg: method.loss_weight",
+        "weight_l2: method.loss_weight",
+    }
+    restored = Suggestions(space, finished=done)
+    assert [each.params for each in optuna_trials(restored)] == [
+        each.params for each in optuna_trials(live)
+    ]
+    again = restored.ask()
+    assert again is not None
+    assert space.config_for(again.params)

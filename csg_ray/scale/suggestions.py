@@ -90,9 +90,9 @@ class Suggestions:
         origin = "sampler"
         if self._planned:
             origin, point = self._planned.popleft()
-            self._study.enqueue_trial(dict(point))
+            self._study.enqueue_trial(_optuna_params(self._space, point))
         trial = self._study.ask()
-        params = _suggest(trial, self._space.space)
+        params = _suggest(trial, self._space)
         self._open[trial.number] = trial
         return Suggestion(params, origin, trial.number)
 
@@ -150,8 +150,8 @@ class Suggestions:
         return create_trial(
             state=state,
             values=values,
-            params=dict(trial.params),
-            distributions=_distributions(self._space.space, trial.params),
+            params=_optuna_params(self._space, trial.params),
+            distributions=_distributions(self._space, trial.params),
             intermediate_values=self._curve(trial.results),
             system_attrs=system_attrs,
         )
@@ -183,29 +183,44 @@ def _distribution(domain: Domain) -> BaseDistribution:
     return CategoricalDistribution(domain.values)
 
 
-def _distributions(
-    space: Mapping[str, Domain], params: Mapping[str, Any]
-) -> dict[str, BaseDistribution]:
-    found: dict[str, BaseDistribution] = {}
+def _named_domains(
+    space: Mapping[str, Domain], params: Mapping[str, Any], owner: str = ""
+) -> Iterator[tuple[str, str, Domain]]:
+    """What a trial searches: Optuna's name, path and domain of each setting.
+
+    Reads the value of a setting with branches only after it has yielded that setting, so that a
+    caller may draw the values into `params` on the way.
+
+    A setting of a branch carries the branch in its name: Optuna wants the same choices wherever the
+    name is the same, and TPE must not take what it learned of one method's strength for another's.
+    """
     for path, domain in space.items():
-        found[path] = _distribution(domain)
-        if isinstance(domain, Choice):
-            found |= _distributions(domain.branch(params[path]).space, params)
-    return found
+        yield owner + path, path, domain
+        if isinstance(domain, Choice) and domain.branches:
+            value = params[path]
+            yield from _named_domains(domain.branch(value).space, params, f"{value}: ")
 
 
-def _suggest(trial: optuna.Trial, space: Mapping[str, Domain]) -> dict[str, Any]:
+def _optuna_params(space: SearchSpace, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of searched settings under Optuna's names."""
+    return {name: params[path] for name, path, _ in _named_domains(space.space, params)}
+
+
+def _distributions(space: SearchSpace, params: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+    return {name: _distribution(domain) for name, _, domain in _named_domains(space.space, params)}
+
+
+def _suggest(trial: optuna.Trial, space: SearchSpace) -> dict[str, Any]:
     params: dict[str, Any] = {}
-    for path, domain in space.items():
+    for name, path, domain in _named_domains(space.space, params):
         if isinstance(domain, Float):
             params[path] = trial.suggest_float(
-                path, domain.low, domain.high, log=domain.log, step=domain.step
+                name, domain.low, domain.high, log=domain.log, step=domain.step
             )
         elif isinstance(domain, Integer):
-            params[path] = trial.suggest_int(path, domain.low, domain.high, log=domain.log)
+            params[path] = trial.suggest_int(name, domain.low, domain.high, log=domain.log)
         else:
-            params[path] = trial.suggest_categorical(path, domain.values)
-            params |= _suggest(trial, domain.branch(params[path]).space)
+            params[path] = trial.suggest_categorical(name, domain.values)
     return params
 
 
