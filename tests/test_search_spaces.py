@@ -176,7 +176,9 @@ def test_the_tables_of_visda17_hold_the_published_csg(number: int) -> None:
 
 def test_the_other_methods_of_table_1_are_as_their_authors_trained_them() -> None:
     rows = _rows(ROOT / "search_spaces" / "paper" / "table1_visda17.yaml")
-    plain = {row.method.name: row for row in rows if row.augment.num_ops == 0}
+    plain: dict[str, RunConfig] = {
+        str(row.method.name): row for row in rows if row.augment.num_ops == 0
+    }
 
     vanilla = {
         path: value
