@@ -1,4 +1,4 @@
-"""A legal configuration of every method: the defaults, and something for what has none."""
+"""A legal configuration of every method: the defaults, and what short tests need besides."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 from csg_ray.config.methods import METHOD_CONFIGS, MethodConfig
 
-REQUIRED: dict[str, dict[str, Any]] = {}
+# Of asg_l2o a window short enough that a policy decides within a few steps.
+REQUIRED: dict[str, dict[str, Any]] = {"asg_l2o": {"min_window": 1}}
 
 
 def method_config(name: str, **settings: Any) -> MethodConfig:

@@ -192,8 +192,9 @@ def test_the_path_integral_of_one_weight_by_hand() -> None:
         _config(method_config("synaptic_intelligence", damping=0.25, loss_weight=10.0)), CLASSES, 2
     )
     assert isinstance(method, SynapticIntelligence)
-    context = EpochContext(1, load_splits(method.config.data))
     weight = method.encoder.get_parameter("conv1.weight")
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    context = EpochContext(1, load_splits(method.config.data), optimizer)
     place = (0, 0, 0, 0)
     seen = []
     for step, (gradient, move) in enumerate([(2, -0.5), (-1, 0.25), (4, -0.5), (1, 0.125)], 1):
@@ -206,7 +207,7 @@ def test_the_path_integral_of_one_weight_by_hand() -> None:
         seen.append(weight.grad[place].item())
         with torch.no_grad():
             weight[place] += move
-        method.after_step(torch.optim.SGD([weight], lr=1.0), step, 4)
+        method.after_step(optimizer, step, 4)
         assert weight[place].item() == pytest.approx(before + move)
         if step % 2 == 0:
             method.on_epoch_end(context)
@@ -229,7 +230,7 @@ def test_importances_of_a_real_training_equal_those_of_the_plain_path() -> None:
         for own, start in method.trained_with_start():
             own.copy_(start)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
-    context = EpochContext(1, load_splits(method.config.data))
+    context = EpochContext(1, load_splits(method.config.data), optimizer)
     weight, place = method.encoder.get_parameter("layer3.0.conv1.weight"), (5, 4, 1, 1)
     number = [own is weight for own, _ in method.trained_with_start()].index(True)
     moves = []

@@ -52,6 +52,15 @@ def config(*settings: dict[str, Any]) -> RunConfig:
             {"method.name": "oracle", "model.freeze_batch_norm": False},
             "method oracle keeps the encoder as it is, but with model.freeze_batch_norm false",
         ),
+        (
+            SCENES | {"method.name": "asg_l2o"},
+            "method asg_l2o is of classification, but data.name digit_scenes is a task of segment",
+        ),
+        (
+            {"method.name": "asg_l2o", "method.episodes": 3, "train.epochs": 3},
+            "train.epochs is 3, and the first 3 (method.episodes) are for the policy alone, so "
+            "that nothing would be trained; set train.epochs to at least 4",
+        ),
         (SCENES | {"data.min_scale": 0.5}, "a scene has 32 pixels a side at data.min_scale 0.5"),
         (SCENES | {"data.image_size": 49}, "data.image_size is 49, but a scene has 48 pixels"),
         (SCENES | {"data.min_scale": 1.3}, "data.min_scale 1.3 is above data.max_scale 1.25"),
@@ -72,6 +81,7 @@ def test_a_contradiction_is_one_sentence_that_names_both_settings(
         SCENES | {"data.min_scale": 1.0, "data.image_size": 64},
         SCENES | {"model.head": "aspp_v3", "train.batch_size": 2},
         SCENES | {"augment.implementation": "color_jitter"},
+        {"method.name": "asg_l2o", "method.episodes": 3, "train.epochs": 4},
     ],
 )
 def test_what_only_just_fits_is_taken(settings: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from csg_ray.config.data import Task
-from csg_ray.config.methods import CSGConfig
+from csg_ray.config.methods import ASGL2OConfig, CSGConfig
 
 if TYPE_CHECKING:
     from csg_ray.config.run import RunConfig
@@ -53,11 +53,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
             "evaluation.reference_images measures what is left of the pre-training, but "
             "model.weights is none; take it out, or name pre-trained weights"
         )
-    if config.method.name == "oracle" and not model.freeze_batch_norm:
-        yield (
-            "method oracle keeps the encoder as it is, but with model.freeze_batch_norm false its "
-            "statistics move; set it to true"
-        )
+    yield from _method_contradictions(config)
     implementation = config.augment.implementation
     if data.task == "segmentation" and implementation == "torchvision":
         yield (
@@ -68,6 +64,28 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield (
             "augment.implementation color_jitter is of segmentation, but data.name "
             f"{data.name} is a task of classification; set it to authors or torchvision"
+        )
+
+
+def _method_contradictions(config: RunConfig) -> Iterator[str]:
+    method = config.method
+    if method.name == "oracle" and not config.model.freeze_batch_norm:
+        yield (
+            "method oracle keeps the encoder as it is, but with model.freeze_batch_norm false its "
+            "statistics move; set it to true"
+        )
+    if not isinstance(method, ASGL2OConfig):
+        return
+    if config.data.task == "segmentation":
+        yield (
+            f"method asg_l2o is of classification, but data.name {config.data.name} is a task of "
+            "segmentation; set method.name to asg"
+        )
+    if config.train.epochs <= method.episodes:
+        yield (
+            f"train.epochs is {config.train.epochs}, and the first {method.episodes} "
+            "(method.episodes) are for the policy alone, so that nothing would be trained; "
+            f"set train.epochs to at least {method.episodes + 1}"
         )
 
 

@@ -105,6 +105,38 @@ class ASGConfig(MethodSection):
     )
 
 
+class ASGL2OConfig(MethodSection):
+    """ASG with learning rates that a policy sets, one for each parameter group ("L2O").
+
+    The first epochs are episodes from which the policy learns; then the training starts anew. The
+    reward of the paper's policy was never published, `reward` is one of ours. Published with it:
+    train.backbone_lr_mult 1.0, warmup_steps 0, decay_power 0.0 and sgd_form lr_in_buffer.
+    """
+
+    notes: ClassVar[tuple[str, ...]] = (
+        "asg_l2o: the policy is re-trained here, and its reward (method.reward) is our own: the "
+        "paper's was never published",
+    )
+
+    name: Literal["asg_l2o"] = "asg_l2o"
+    loss_weight: float = Field(0.1, ge=0, le=1e6, description="lambda of the KL divergence")
+    episodes: int = Field(
+        1, ge=1, le=99_999, description="epochs from which the policy learns, each from the start"
+    )
+    rollout: int = Field(
+        5, ge=1, le=10_000, description="decisions from which the policy learns at once"
+    )
+    discount: float = Field(
+        0.99, ge=0, le=1, description="of later rewards; published for segmentation: 0"
+    )
+    policy_learning_rate: float = Field(7e-4, gt=0, le=100)
+    min_window: int = Field(10, ge=1, description="steps of the shortest window")
+    reward: Literal["negative_loss", "exp_negative_loss"] = Field(
+        "negative_loss",
+        description="-(CE + lambda * KL) of the steps that a decision is for, or exp",
+    )
+
+
 class CSGConfig(MethodSection):
     """Contrastive Syn-to-Real Generalization (Chen et al., ICLR 2021). Defaults as published."""
 
@@ -145,6 +177,7 @@ MethodConfig = Annotated[
     | SynapticIntelligenceConfig
     | FeatureL2Config
     | ASGConfig
+    | ASGL2OConfig
     | CSGConfig,
     Field(discriminator="name"),
 ]
@@ -155,5 +188,6 @@ METHOD_CONFIGS: dict[str, type[MethodSection]] = {
     "synaptic_intelligence": SynapticIntelligenceConfig,
     "feature_l2": FeatureL2Config,
     "asg": ASGConfig,
+    "asg_l2o": ASGL2OConfig,
     "csg": CSGConfig,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from csg_ray.config.run import RunConfig
 from csg_ray.methods.asg import ASG
+from csg_ray.methods.asg_l2o import ASGL2O
 from csg_ray.methods.base import Method
 from csg_ray.methods.csg import CSG
 from csg_ray.methods.feature_l2 import FeatureL2
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "synaptic_intelligence": SynapticIntelligence,
     "feature_l2": FeatureL2,
     "asg": ASG,
+    "asg_l2o": ASGL2O,
     "csg": CSG,
 }
 

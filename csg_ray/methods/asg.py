@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from csg_ray.config.methods import ASGConfig
+from csg_ray.config.methods import ASGConfig, ASGL2OConfig
 from csg_ray.config.run import RunConfig
 from csg_ray.contrastive.precision import at_least_float32
 from csg_ray.data.loader import Batch
@@ -26,7 +26,7 @@ class ASG(ReferenceMethod):
 
     def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:
         super().__init__(config, num_classes, steps_per_epoch)
-        assert isinstance(config.method, ASGConfig)
+        assert isinstance(config.method, ASGConfig | ASGL2OConfig)
         self.loss_weight = config.method.loss_weight
 
     def training_loss(self, batch: Batch) -> StepOutput:

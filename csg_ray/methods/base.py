@@ -40,10 +40,11 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class EpochContext:
-    """What a method may look at between two epochs."""
+    """What a method may use between two epochs."""
 
     epoch: int
     splits: DomainSplits
+    optimizer: Optimizer
 
 
 class Method(nn.Module):
@@ -65,12 +66,16 @@ class Method(nn.Module):
         self._segments = config.data.task == "segmentation"
         with seeded(config.seed, "encoder"):
             self.encoder = build_encoder(config.model, 8 if self._segments else 32)
-        with seeded(config.seed, "task_head"):
-            channels = self.encoder.stage_channels[TASK_STAGE]
-            self.head = build_task_head(config.model, channels, num_classes)
+        self.head = self.new_head()
         if not config.model.train_batch_norm_affine:
             _freeze_batch_norm_affine(self.encoder)
         self.train()
+
+    def new_head(self) -> nn.Module:
+        """The task head as it is before training, the same for the same seed, on the CPU."""
+        channels = self.encoder.stage_channels[TASK_STAGE]
+        with seeded(self.config.seed, "task_head"):
+            return build_task_head(self.config.model, channels, self.num_classes)
 
     def train(self, mode: bool = True) -> Method:
         """Switch to training mode; frozen BatchNorm keeps its running statistics in any mode."""

@@ -79,7 +79,7 @@ class Training:
         """
         set_rng_state(self._rng)
         metrics = self._train_epoch(epoch)
-        self.method.on_epoch_end(EpochContext(epoch, self.splits))
+        self.method.on_epoch_end(EpochContext(epoch, self.splits, self.optimizer))
         for split in self.splits.measured:
             evaluation = measure_split(self.method, split, self.config, self.device)
             if not evaluation.finite:
