@@ -64,7 +64,8 @@ def _best_table(study: Study, trials: list[Trial], rule: Rule) -> Any:
         if path not in study.space.space
     ]
     for path in paths:
-        table.add_column(path.rpartition(".")[2], justify="right", overflow="fold")
+        header = "method" if path == "method.name" else path.rpartition(".")[2]
+        table.add_column(header, justify="right", overflow="fold")
     for trial in trials:
         warm = f"{trial.id} (warm start)" if trial.origin == "warm start" else trial.id
         scores = (describe_metric(trial.last, key) for key in columns)
