@@ -28,28 +28,33 @@ from csg_ray.training.loop import Training, fit
 from method_settings import method_config
 
 GROUPS = (2, 3, 4)
-TRAININGS = (*METHOD_CONFIGS, "csg-dense", "csg-scenes")
+TRAININGS = (*METHOD_CONFIGS, "csg-dense", "csg-scenes", "mrkld-scenes")
+SCENES: dict[str, Any] = {
+    "data": DigitScenesConfig(num_train=24, num_val=10),
+    "model": ModelConfig(head="fcn"),
+}
 
 
 def config_of(name: str, **sections: Any) -> RunConfig:
     """Two epochs of three steps; three of batch 32 do not divide evenly among three ranks."""
-    method = method_config(name.partition("-")[0])
+    kind, _, variant = name.partition("-")
+    like = RunConfig(**SCENES) if variant == "scenes" else RunConfig()
+    method = method_config(kind, like)
     if name == "csg-dense":
         method = CSGConfig(patch_grid=2, stages="3", queue_size=300)
     settings: dict[str, Any] = {
         "data": DigitsConfig(num_train=100, num_val=30),
         "augment": AugmentConfig(translate="fraction"),
-        "train": TrainConfig(epochs=2, batch_size=32, learning_rate=0.02),
+        "train": TrainConfig(epochs=2, batch_size=32, learning_rate=0.02, steps_per_epoch=3),
         "method": method,
     }
-    if name == "csg-scenes":
-        settings |= {
-            "data": DigitScenesConfig(num_train=24, num_val=10),
-            "method": CSGConfig(patch_grid=3, stages="3", queue_size=300),
-            "model": ModelConfig(head="fcn"),
-            "train": TrainConfig(epochs=2, batch_size=8, learning_rate=0.02),
+    if variant == "scenes":
+        settings |= SCENES | {
+            "train": TrainConfig(epochs=2, batch_size=8, learning_rate=0.02, steps_per_epoch=3),
             "evaluation": EvaluationConfig(batch_size=3),
         }
+    if name == "csg-scenes":
+        settings["method"] = CSGConfig(patch_grid=3, stages="3", queue_size=300)
     return RunConfig(**{**settings, **sections})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from csg_ray.cli.guard import say
 from csg_ray.config.data import DataConfig, FilesConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import load_config, override_config
+from csg_ray.config.methods import SelfTrainingConfig
 from csg_ray.config.reader import read_yaml
 from csg_ray.config.run import RunConfig
 from csg_ray.search_space import SearchSpace, drawn_configs, load_search_space, parse_override
@@ -29,13 +31,32 @@ def prepare_study(space: SearchSpace) -> None:
     """Load whatever a study may draw of its task's settings, as `prepare_run` does."""
     for config in searched_data(space):
         prepare_data(config)
-    _check_reference_images(space.first_config())
+    _check_files(drawn_configs(space, "evaluation.", "method.start"))
 
 
 def prepare_run(config: RunConfig) -> None:
     """Load a run's data, so that whatever is wrong with them shows before anything starts."""
     prepare_data(config.data)
-    _check_reference_images(config)
+    _check_files([config])
+
+
+def _check_files(configs: Iterable[RunConfig]) -> None:
+    """Refuse files beside the data that some of these trainings could not use."""
+    seen = set()
+    for config in configs:
+        files = config.evaluation.reference_images, config.method
+        if files not in seen:
+            seen.add(files)
+            _check_reference_images(config)
+            _check_start(config)
+
+
+def _check_start(config: RunConfig) -> None:
+    from csg_ray.data.load import load_splits
+    from csg_ray.methods.start import load_start
+
+    if isinstance(config.method, SelfTrainingConfig):
+        load_start(config.method.start, config, len(load_splits(config.data).class_names))
 
 
 def _check_reference_images(config: RunConfig) -> None:

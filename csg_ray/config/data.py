@@ -14,6 +14,8 @@ NO_SEALED_SPLIT = (
     "published protocol: target_val is the whole target set, and no target_test is sealed"
 )
 
+TRANSDUCTIVE = "target_train holds the images of target_val, without their labels, as published"
+
 
 class TaskConfig(Section):
     """What every task has.
@@ -157,12 +159,16 @@ class ImageFolderConfig(FilesConfig):
 
     @model_validator(mode="after")
     def _something_left(self) -> ImageFolderConfig:
-        if self.target_val_share + self.target_train_share >= 1:
-            raise ValueError(
-                f"data.target_val_share {self.target_val_share:g} and data.target_train_share "
-                f"{self.target_train_share:g} leave nothing for target_test; lower one"
-            )
+        _check_target_shares(self.target_val_share, self.target_train_share)
         return self
+
+
+def _check_target_shares(target_val: float, target_train: float) -> None:
+    if target_val + target_train >= 1:
+        raise ValueError(
+            f"data.target_val_share {target_val:g} and data.target_train_share {target_train:g} "
+            "leave nothing for target_test; lower one"
+        )
 
 
 class VisDA17Config(PublishedConfig):
@@ -172,7 +178,24 @@ class VisDA17Config(PublishedConfig):
     root: str = Field(min_length=1, description="folder with train and validation in it")
     source_val_share: float = Field(0.02, gt=0, lt=1, description="of train; published: none")
     target_val_share: float = Field(0.5, gt=0, lt=1, description="of validation; published: all")
+    target_train_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="of validation, without labels; published: if above 0 all of it",
+    )
     image_size: int = Field(224, ge=8, le=4096, description="S, shorter side and crop")
+
+    @model_validator(mode="after")
+    def _something_left(self) -> VisDA17Config:
+        _check_target_shares(self.target_val_share, self.target_train_share)
+        return self
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What every output about these data has to say."""
+        same = self.protocol == "published" and self.target_train_share > 0
+        return (*super().notes, TRANSDUCTIVE) if same else super().notes
 
 
 class GTA5CityscapesConfig(PublishedConfig, SegmentationConfig):
@@ -192,6 +215,17 @@ class GTA5CityscapesConfig(PublishedConfig, SegmentationConfig):
 def has_sealed_split(config: TaskConfig) -> bool:
     """Whether there is a target_test to open at the end."""
     return NO_SEALED_SPLIT not in config.notes
+
+
+def lacks_target_train(config: TaskConfig) -> str | None:
+    """What to do about a task without unlabelled target images; None where it has some."""
+    if isinstance(config, GTA5CityscapesConfig) and config.protocol == "published":
+        return "set data.protocol to sealed"
+    if isinstance(config, ImageFolderConfig) and config.lists is not None:
+        return None  # in a list of its own, or refused when it is read
+    if isinstance(config, ImageFolderConfig | VisDA17Config) and config.target_train_share == 0:
+        return "set data.target_train_share to a share of its images"
+    return None
 
 
 def measured_splits(config: TaskConfig) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from csg_ray.config.data import Task
-from csg_ray.config.methods import ASGL2OConfig, CSGConfig
+from csg_ray.config.data import Task, lacks_target_train
+from csg_ray.config.methods import ASGL2OConfig, CSGConfig, SelfTrainingConfig
 
 if TYPE_CHECKING:
     from csg_ray.config.run import RunConfig
@@ -74,6 +74,8 @@ def _method_contradictions(config: RunConfig) -> Iterator[str]:
             "method oracle keeps the encoder as it is, but with model.freeze_batch_norm false its "
             "statistics move; set it to true"
         )
+    if isinstance(method, SelfTrainingConfig):
+        yield from _self_training_contradictions(config)
     if not isinstance(method, ASGL2OConfig):
         return
     if config.data.task == "segmentation":
@@ -86,6 +88,20 @@ def _method_contradictions(config: RunConfig) -> Iterator[str]:
             f"train.epochs is {config.train.epochs}, and the first {method.episodes} "
             "(method.episodes) are for the policy alone, so that nothing would be trained; "
             f"set train.epochs to at least {method.episodes + 1}"
+        )
+
+
+def _self_training_contradictions(config: RunConfig) -> Iterator[str]:
+    name = config.method.name
+    if (remedy := lacks_target_train(config.data)) is not None:
+        yield (
+            f"method {name} trains on target images without labels, but data.name "
+            f"{config.data.name} keeps no target_train as it is set; {remedy}"
+        )
+    if config.train.steps_per_epoch == "auto":
+        yield (
+            f"method {name} trains on another number of images in every round, so "
+            "train.steps_per_epoch must be a number, not auto; set it to the steps of a round"
         )
 
 

@@ -18,6 +18,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "data.cityscapes": (),
     "data.cache": ("auto", "off"),
     "evaluation.reference_images": (),
+    "method.start": (),
     "model.weights": ("bundled", "imagenet", "none"),
 }
 

@@ -45,6 +45,10 @@ class SplitFiles:
     def __len__(self) -> int:
         return len(self.files)
 
+    def without_labels(self) -> SplitFiles:
+        """The same images, of which nothing is known."""
+        return SplitFiles(self.files, (UNLABELLED,) * len(self))
+
     def fingerprint(self, class_names: tuple[str, ...]) -> str:
         """SHA-256 of names, sizes and labels of the files, and of the class names.
 

@@ -16,7 +16,6 @@ from csg_ray.data.class_folders import (
 )
 from csg_ray.data.file_splits import SplitFiles, TaskFiles
 from csg_ray.data.list_files import check_listed, read_list
-from csg_ray.data.splits import UNLABELLED
 
 OPTIONAL = "target_train"
 SPLITS = ("source_train", "source_val", "target_val", "target_test", OPTIONAL)
@@ -42,7 +41,7 @@ def list_image_folders(config: ImageFolderConfig) -> TaskFiles:
     else:
         splits = _splits_by_share(config, domains, class_names)
     if OPTIONAL in splits:
-        splits[OPTIONAL] = _without_labels(splits[OPTIONAL])
+        splits[OPTIONAL] = splits[OPTIONAL].without_labels()
     return TaskFiles(class_names, splits)
 
 
@@ -105,7 +104,3 @@ def _check_disjoint(splits: dict[str, SplitFiles], folder: Path) -> None:
     (file, count), *_ = counts.most_common(1)
     if count > 1:
         raise UserError(f"the lists in {folder} name {file[1]} in two splits; remove it from one")
-
-
-def _without_labels(split: SplitFiles) -> SplitFiles:
-    return SplitFiles(split.files, (UNLABELLED,) * len(split))

@@ -38,15 +38,19 @@ def list_visda17(config: VisDA17Config) -> TaskFiles:
     train, validation = (_list_domain(root, name) for name in ("train", "validation"))
     if config.protocol == "published":
         everything = {"source_train": _whole(train), "target_val": _whole(validation)}
+        if config.target_train_share > 0:
+            everything["target_train"] = _whole(validation).without_labels()
         return TaskFiles(CLASS_NAMES, everything)
     seed = config.seed
     source = {"source_val": config.source_val_share}
     target = {"target_val": config.target_val_share}
-    return TaskFiles(
-        CLASS_NAMES,
-        split_by_share(train, CLASS_NAMES, source, "source_train", seed)
-        | split_by_share(validation, CLASS_NAMES, target, "target_test", seed),
-    )
+    if config.target_train_share > 0:
+        target["target_train"] = config.target_train_share
+    splits = split_by_share(train, CLASS_NAMES, source, "source_train", seed)
+    splits |= split_by_share(validation, CLASS_NAMES, target, "target_test", seed)
+    if "target_train" in splits:
+        splits["target_train"] = splits["target_train"].without_labels()
+    return TaskFiles(CLASS_NAMES, splits)
 
 
 def _list_domain(root: Path, name: str) -> LabelledFiles:

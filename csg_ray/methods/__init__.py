@@ -9,6 +9,7 @@ from csg_ray.methods.base import Method
 from csg_ray.methods.csg import CSG
 from csg_ray.methods.feature_l2 import FeatureL2
 from csg_ray.methods.oracle import Oracle
+from csg_ray.methods.self_training import CBST, LRENT, MRKLD
 from csg_ray.methods.synaptic_intelligence import SynapticIntelligence
 from csg_ray.methods.vanilla import Vanilla
 from csg_ray.methods.weight_l2 import WeightL2
@@ -22,6 +23,9 @@ METHODS: dict[str, type[Method]] = {
     "asg": ASG,
     "asg_l2o": ASGL2O,
     "csg": CSG,
+    "cbst": CBST,
+    "mrkld": MRKLD,
+    "lrent": LRENT,
 }
 
 

@@ -119,13 +119,20 @@ class Method(nn.Module):
             return functional.cross_entropy(self.classify(maps, (1, 1)), labels)
         logits = self.classify(maps, (labels.shape[1], labels.shape[2]))
         total = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        # The pixels of all ranks, whose images count unlike: the loop adds the losses up, each
-        # weighted by the rank's share of the images.
+        return self.mean_over_ranks(total, (labels != IGNORED).sum())
+
+    def mean_over_ranks(self, total: Tensor, count: Tensor) -> Tensor:
+        """A loss that the loop adds up to the mean over all that counts on all ranks.
+
+        Args:
+            total: the sum over what counts on this rank, whose images count unlike the others'.
+            count: how much that is.
+        """
+        # The loop weights the losses by the ranks' shares of the images.
         batch_size = self.config.train.batch_size
         share = shares(batch_size)[rank()] / batch_size
-        counted = sum_over_ranks((labels != IGNORED).sum())
-        # A batch in which no pixel counts has a loss of 0; the mean would be NaN.
-        return total / (counted.clamp_min(1) * share)
+        # A batch in which nothing counts has a loss of 0; the mean would be NaN.
+        return total / (sum_over_ranks(count).clamp_min(1) * share)
 
     def training_loss(self, batch: Batch) -> StepOutput:
         """The loss to minimise on one batch of `num_views` views."""
