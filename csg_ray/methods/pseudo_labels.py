@@ -69,7 +69,8 @@ def soft_labels(
         Labels (N, K, ...) that sum to 1, and which are kept, (N, ...) bool.
     """
     scaled = _over(log_probabilities, log_thresholds) / smoothness
-    return scaled.softmax(dim=1), scaled.logsumexp(dim=1) > 0
+    # Equality is a class at its threshold beside others too small for the sum to show.
+    return scaled.softmax(dim=1), scaled.logsumexp(dim=1) >= 0
 
 
 def _over(log_probabilities: Tensor, log_thresholds: Tensor) -> Tensor:
