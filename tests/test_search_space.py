@@ -160,6 +160,19 @@ def test_a_branch_fixes_settings_of_its_own() -> None:
     assert parse_search_space(space.to_mapping()) == space
 
 
+def test_methods_with_settings_that_have_no_default_are_searched() -> None:
+    base = {"train.steps_per_epoch": 3}
+    starts = {"method.start": {"choice": ["runs/a", "runs/b"]}}
+    names = {"choice": ["cbst", "mrkld"]}
+    space = parse_search_space(_mapping(base=base, space={"method.name": names} | starts))
+    assert space.first_config().method.model_dump()["start"] == "runs/a"
+    branches = {"cbst": {"base": {"method.start": "runs/a"}}, "csg": {}}
+    other = parse_search_space(_mapping(base=base, space={"method.name": {"choice": branches}}))
+    assert other.config_for({"method.name": "cbst"}).method.model_dump()["start"] == "runs/a"
+    assert other.config_for({"method.name": "csg"}).method.name == "csg"
+    assert len(other.notes) == 1
+
+
 def test_an_empty_branch_and_a_plain_choice_of_methods() -> None:
     space = parse_search_space(
         _mapping(space={"method.name": {"choice": {"csg": None, "vanilla": {}}}})

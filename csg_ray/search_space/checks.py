@@ -206,7 +206,9 @@ def _normalised_domain(path: str, domain: Domain, config: RunConfig) -> Domain:
         return domain
     values: list[Any] = []
     for given in domain.values:
-        value = get_setting(override_config(config, {path: given}), path)
+        value = given
+        if path != "method.name":  # a method may have settings without a default
+            value = get_setting(override_config(config, {path: given}), path)
         if value in values:
             earlier = domain.values[values.index(value)]
             raise UserError(
