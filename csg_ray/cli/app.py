@@ -188,6 +188,21 @@ def best(
 
 
 @app.command()
+def compare(
+    directories: Annotated[
+        list[str], typer.Argument(metavar="DIR ...", help="Studies and runs.", show_default=False)
+    ],
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="New directory or URI for the same in files.")
+    ] = None,
+) -> None:
+    """Put the methods of studies and runs side by side, beside what was published."""
+    from csg_ray.cli.comparing import show_comparison
+
+    show_comparison([open_path(each) for each in directories], open_path(out) if out else None)
+
+
+@app.command()
 def export(
     study: StudyFolder,
     out: Annotated[str, typer.Argument(metavar="OUT.yaml", help="New file.", show_default=False)],

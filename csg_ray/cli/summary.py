@@ -98,13 +98,7 @@ def print_agreement(study: Study) -> None:
     found = study.energy_and_accuracy()
     if found is None:
         return
-    interval = "no interval at +1 or -1"
-    if found.interval is not None:
-        interval = f"95 % interval {found.interval[0]:+.2f} to {found.interval[1]:+.2f}"
-    print(
-        f"HSE and {LABELS[study.score_metric]} over {found.count} completed trials: "
-        f"Spearman {found.rho:+.2f} ({interval})."
-    )
+    print(f"HSE and {LABELS[study.score_metric]} over {found.count} completed trials: {found}.")
 
 
 def print_notes(notes: Iterable[str]) -> None:

@@ -66,6 +66,14 @@ def selected_with_target_labels(study: Study, selection: str | None) -> bool:
     return steered and any(needs_target_labels(goal.metric) for goal in study.space.objectives)
 
 
+def export_behind(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the export of a run's config wrote, also when it was that of another run; else empty."""
+    exported = provenance.get("exported")
+    if not isinstance(exported, dict):
+        return {}
+    return export_behind(exported) if "exported" in exported else exported
+
+
 def write_config(mapping: Mapping[str, Any], path: StoragePath) -> None:
     """Write a run config as YAML, whole or not at all.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from csg_ray.config.errors import UserError
 from csg_ray.config.load import load_config
 from csg_ray.config.reader import read_yaml
 from csg_ray.config.run import RunConfig
-from csg_ray.results.export import selected_with_target_labels
+from csg_ray.results.export import export_behind, selected_with_target_labels
 from csg_ray.results.study import Study, is_study, load_study
 from csg_ray.storage.folders import check_writable
 from csg_ray.storage.paths import StoragePath, open_path
@@ -91,7 +91,7 @@ def evaluate_run(directory: StoragePath) -> dict[str, Any]:
     config = load_config(directory / "run.yaml")
     epoch = _last_epoch(directory, config)
     provenance = read_yaml(directory / "run.yaml").get("provenance") or {}
-    exported = _export_behind(provenance)
+    exported = export_behind(provenance)
     study = exported.get("study_directory")
     keeper = open_path(study) if study and is_study(open_path(study)) else directory
     pick = Pick(
@@ -103,14 +103,6 @@ def evaluate_run(directory: StoragePath) -> dict[str, Any]:
         used_target_labels=bool(exported.get("selected with target labels", False)),
     )
     return _evaluate(directory, [pick], provenance.get("data_sha256"), keeper / LEDGER_FILE)
-
-
-def _export_behind(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the export wrote, also when the run was trained from another run's config."""
-    exported = provenance.get("exported")
-    if not isinstance(exported, dict):
-        return {}
-    return _export_behind(exported) if "exported" in exported else exported
 
 
 def _last_epoch(directory: StoragePath, config: RunConfig) -> int:

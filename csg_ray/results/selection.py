@@ -142,6 +142,12 @@ class Spearman:
     interval: tuple[float, float] | None
     count: int
 
+    def __str__(self) -> str:
+        if self.interval is None:
+            return f"Spearman {self.rho:+.2f} (no interval at +1 or -1)"
+        low, high = self.interval
+        return f"Spearman {self.rho:+.2f} (95 % interval {low:+.2f} to {high:+.2f})"
+
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> Spearman | None:
     """Spearman's rank correlation with a 95 % interval.

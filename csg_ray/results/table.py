@@ -27,7 +27,9 @@ def build_table(study: Study) -> pa.Table:
         for metrics in (trial.results or ({},))
     ]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: _column([row.get(name) for row in rows]) for name in sorted(names, key=_order)}
+    columns = {
+        name: typed_column([row.get(name) for row in rows]) for name in sorted(names, key=_order)
+    }
     return pa.table(columns)
 
 
@@ -45,11 +47,11 @@ def _order(name: str) -> tuple[int, str]:
     return (5 if name.startswith("param/") else 6), name
 
 
-def _column(values: Sequence[Any]) -> pa.Array:
+def typed_column(values: Sequence[Any]) -> pa.Array:
     """A typed column; values of different kinds, such as 512 and 'auto', all become text."""
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float}:
-        kind = pa.float64() if float in kinds else pa.int64()
+        kind = pa.int64() if kinds == {int} else pa.float64()
         return pa.array(values, type=kind)
     if kinds == {bool}:
         return pa.array(values, type=pa.bool_())
