@@ -8,6 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from csg_ray.config.data import DataConfig
 from csg_ray.config.methods import (
     METHOD_CONFIGS,
     MethodConfig,
@@ -16,11 +20,16 @@ from csg_ray.config.methods import (
     VanillaConfig,
 )
 from csg_ray.config.run import RunConfig
+from csg_ray.data.load import load_splits
+from csg_ray.data.styled import file_names
 from csg_ray.methods import build_method
 from csg_ray.storage.checkpoint import save_checkpoint
 
 # Of asg_l2o a window short enough that a policy decides within a few steps.
-REQUIRED: dict[str, dict[str, Any]] = {"asg_l2o": {"min_window": 1}}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "asg_l2o": {"min_window": 1},
+    "drpc": {"styles": "not read"},  # before training_data
+}
 SELF_TRAINING = sorted(
     name for name, kind in METHOD_CONFIGS.items() if issubclass(kind, SelfTrainingConfig)
 )
@@ -63,3 +72,19 @@ def _start_checkpoint(config: RunConfig) -> str:
         },
     )
     return str(path)
+
+
+@lru_cache
+def stylised_copies(data: DataConfig, num_styles: int = 3) -> str:
+    """A folder with copies of a task's source_train in greys of their own."""
+    folder = tempfile.TemporaryDirectory(prefix="csg_ray_styles_")
+    atexit.register(folder.cleanup)
+    split = load_splits(data).source_train
+    for style in range(num_styles):
+        below = Path(folder.name) / f"style{style}"
+        below.mkdir()
+        for number, name in enumerate(file_names(split)):
+            pixels = np.asarray(split.image(number)).astype(int)
+            grey = (pixels // (style + 2) + 30 * style).astype(np.uint8)
+            Image.fromarray(grey).save(below / name)
+    return folder.name

@@ -25,10 +25,11 @@ from csg_ray.data.splits import ArraySceneSplit, DomainSplits
 from csg_ray.distributed import gather_features, gather_rows, on_rank_zero, shares
 from csg_ray.methods.csg import CSG
 from csg_ray.training.loop import Training, fit
-from method_settings import method_config
+from method_settings import method_config, stylised_copies
 
 GROUPS = (2, 3, 4)
 TRAININGS = (*METHOD_CONFIGS, "csg-dense", "csg-scenes", "mrkld-scenes")
+DIGITS = DigitsConfig(num_train=100, num_val=30)
 SCENES: dict[str, Any] = {
     "data": DigitScenesConfig(num_train=24, num_val=10),
     "model": ModelConfig(head="fcn"),
@@ -39,11 +40,12 @@ def config_of(name: str, **sections: Any) -> RunConfig:
     """Two epochs of three steps; three of batch 32 do not divide evenly among three ranks."""
     kind, _, variant = name.partition("-")
     like = RunConfig(**SCENES) if variant == "scenes" else RunConfig()
-    method = method_config(kind, like)
+    styles = {"styles": stylised_copies(DIGITS)} if kind == "drpc" else {}
+    method = method_config(kind, like, **styles)
     if name == "csg-dense":
         method = CSGConfig(patch_grid=2, stages="3", queue_size=300)
     settings: dict[str, Any] = {
-        "data": DigitsConfig(num_train=100, num_val=30),
+        "data": DIGITS,
         "augment": AugmentConfig(translate="fraction"),
         "train": TrainConfig(epochs=2, batch_size=32, learning_rate=0.02, steps_per_epoch=3),
         "method": method,

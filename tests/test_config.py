@@ -20,7 +20,7 @@ from csg_ray.config.load import (
 )
 from csg_ray.config.methods import METHOD_CONFIGS, CSGConfig, VanillaConfig
 from csg_ray.config.reader import dump_yaml
-from csg_ray.config.run import ModelConfig
+from csg_ray.config.run import ModelConfig, TrainConfig
 from method_settings import method_config
 
 METHOD_NAMES = ", ".join(METHOD_CONFIGS)
@@ -41,7 +41,8 @@ def test_published_defaults() -> None:
 
 def test_every_path_is_a_field_and_every_field_a_path() -> None:
     for method in METHOD_CONFIGS:
-        config = RunConfig(method=method_config(method))
+        train = TrainConfig(steps_per_epoch=3)
+        config = RunConfig(method=method_config(method), train=train)
         assert flatten_settings(config.model_dump()) == {
             path: get_setting(config, path) for path in setting_fields(method, "digits")
         }

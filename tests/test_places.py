@@ -16,6 +16,7 @@ from csg_ray.cli.spread import Spread
 from csg_ray.config.data import DATA_CONFIGS
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import load_config, override_config, setting_fields, with_absolute_paths
+from csg_ray.config.methods import METHOD_CONFIGS
 from csg_ray.config.places import PLACES, absolute
 from csg_ray.config.reader import dump_yaml
 from csg_ray.config.run import RunConfig
@@ -51,14 +52,15 @@ def test_relative_paths_become_absolute(setting: str, value: Any, found: Any, he
     assert absolute(setting, value) == wanted
 
 
-def test_every_free_text_of_a_task_is_a_place() -> None:
+def test_every_free_text_is_a_place() -> None:
     texts = {
         path
         for name in DATA_CONFIGS
-        for path, field in setting_fields("csg", name).items()
+        for method in METHOD_CONFIGS
+        for path, field in setting_fields(method, name).items()
         if field.annotation is str or str in get_args(field.annotation)
     }
-    assert texts - {"method.stages"} == set(PLACES)
+    assert texts - {"method.stages", "method.grids"} == set(PLACES)
 
 
 def test_a_study_keeps_absolute_paths_wherever_they_stand(here: Path) -> None:

@@ -14,7 +14,7 @@ from csg_ray.cli.guard import say
 from csg_ray.config.data import DataConfig, FilesConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import load_config, override_config
-from csg_ray.config.methods import SelfTrainingConfig
+from csg_ray.config.methods import DRPCConfig, SelfTrainingConfig
 from csg_ray.config.reader import read_yaml
 from csg_ray.config.run import RunConfig
 from csg_ray.search_space import SearchSpace, drawn_configs, load_search_space, parse_override
@@ -31,7 +31,7 @@ def prepare_study(space: SearchSpace) -> None:
     """Load whatever a study may draw of its task's settings, as `prepare_run` does."""
     for config in searched_data(space):
         prepare_data(config)
-    _check_files(drawn_configs(space, "evaluation.", "method.start"))
+    _check_files(drawn_configs(space, "evaluation.", "method.start", "method.styles"))
 
 
 def prepare_run(config: RunConfig) -> None:
@@ -49,6 +49,7 @@ def _check_files(configs: Iterable[RunConfig]) -> None:
             seen.add(files)
             _check_reference_images(config)
             _check_start(config)
+            _check_styles(config)
 
 
 def _check_start(config: RunConfig) -> None:
@@ -57,6 +58,15 @@ def _check_start(config: RunConfig) -> None:
 
     if isinstance(config.method, SelfTrainingConfig):
         load_start(config.method.start, config, len(load_splits(config.data).class_names))
+
+
+def _check_styles(config: RunConfig) -> None:
+    from csg_ray.data.load import load_splits
+    from csg_ray.data.styled import open_styles
+
+    if isinstance(config.method, DRPCConfig):
+        source = load_splits(config.data).source_train
+        open_styles(source, config.method.styles, config.method.copies)
 
 
 def _check_reference_images(config: RunConfig) -> None:

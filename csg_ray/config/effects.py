@@ -142,7 +142,7 @@ def _inert_augment_settings(config: RunConfig) -> dict[str, str]:
     if config.data.task == "segmentation":
         reason = "segmentation augments the colours of the key view alone"
         inert |= {f"augment.{name}": reason for name in ("translate", "views")}
-    elif method != "csg":
+    elif method not in ("csg", "drpc"):
         inert["augment.views"] = f"method {method} uses one view"
     return inert
 

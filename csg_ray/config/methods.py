@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -173,6 +174,48 @@ class CSGConfig(MethodSection):
         return _stage_numbers(self.stages)
 
 
+class DRPCConfig(MethodSection):
+    """Style randomisation with pyramid consistency (Yue et al., ICCV 2019), from stylised copies.
+
+    They released no code: how many copies, the weight, the stages and the grids are choices here.
+    """
+
+    notes: ClassVar[tuple[str, ...]] = (
+        "drpc: stylised copies carry information of the images that their styles come from (in Yue "
+        "et al. ImageNet), which no other method sees",
+    )
+
+    name: Literal["drpc"] = "drpc"
+    styles: str = Field(
+        min_length=1,
+        description="folder with a folder for each style, in it a copy of every source_train image "
+        "under the image's own name, or its number (000123.png) where there are no files",
+    )
+    copies: int = Field(2, ge=1, le=64, description="of each image in a step, in different styles")
+    loss_weight: float = Field(1.0, ge=0, le=1e6, description="of the inconsistency")
+    stages: str = Field("4", description="the stages whose maps are compared")
+    grids: str = Field("1,2,4", description="cells per side at each level of the pyramid")
+
+    _normalise_stages = field_validator("stages", mode="before")(normalise_stages)
+
+    def stage_numbers(self) -> tuple[int, ...]:
+        """The stages as numbers, ascending."""
+        return _stage_numbers(self.stages)
+
+    @field_validator("grids", mode="before")
+    @classmethod
+    def _normalise_grids(cls, value: Any) -> str:
+        parts = [part.strip() for part in str(value).split(",")]
+        numbers = [int(part) for part in parts if re.fullmatch(r"[1-9]\d?", part)]
+        if isinstance(value, bool) or len(set(numbers)) != len(parts):
+            raise ValueError(f"must be different numbers from 1 to 99 such as '1,2', not {value!r}")
+        return ",".join(map(str, sorted(numbers)))
+
+    def grid_sizes(self) -> tuple[int, ...]:
+        """The grids as numbers, ascending."""
+        return tuple(int(part) for part in self.grids.split(","))
+
+
 class SelfTrainingConfig(MethodSection):
     """A round an epoch: predict the target, keep the most confident, train on them and on source.
 
@@ -230,6 +273,7 @@ MethodConfig = Annotated[
     | FeatureL2Config
     | ASGConfig
     | ASGL2OConfig
+    | DRPCConfig
     | CSGConfig
     | CBSTConfig
     | MRKLDConfig
@@ -244,6 +288,7 @@ METHOD_CONFIGS: dict[str, type[MethodSection]] = {
     "feature_l2": FeatureL2Config,
     "asg": ASGConfig,
     "asg_l2o": ASGL2OConfig,
+    "drpc": DRPCConfig,
     "csg": CSGConfig,
     "cbst": CBSTConfig,
     "mrkld": MRKLDConfig,

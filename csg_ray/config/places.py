@@ -19,6 +19,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "data.cache": ("auto", "off"),
     "evaluation.reference_images": (),
     "method.start": (),
+    "method.styles": (),
     "model.weights": ("bundled", "imagenet", "none"),
 }
 

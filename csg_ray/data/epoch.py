@@ -18,6 +18,7 @@ from csg_ray.data.loader import Batch, Batches
 from csg_ray.data.rand_augment import Augmentation, build_key_augmentation
 from csg_ray.data.scene_transforms import SceneTransform
 from csg_ray.data.splits import ClassSplit, SceneSplit, Split
+from csg_ray.data.styled import StyledSplit
 from csg_ray.data.transforms import (
     Transform,
     build_eval_transform,
@@ -49,7 +50,7 @@ def train_batches(split: Split, config: RunConfig, num_views: int, epoch: int) -
         load = _TrainSceneLoader(
             split=split,
             transform=scene_transform(config.data),
-            augment_key=build_key_augmentation(config.augment) if num_views > 1 else None,
+            augment_key=_key_augmentation(split, config, num_views),
             seed=seed,
         )
     else:
@@ -58,10 +59,17 @@ def train_batches(split: Split, config: RunConfig, num_views: int, epoch: int) -
             split=split,
             transform=build_train_transform(config.augment, config.data.image_size),
             num_views=num_views,
-            num_draws=num_views if config.draws_two_views else 1,
+            draws_differ=config.draws_two_views,
             seed=seed,
         )
     return Batches(torch.split(draws, config.train.batch_size), load, config.data.workers)
+
+
+def _key_augmentation(split: Split, config: RunConfig, num_views: int) -> Augmentation | None:
+    """What changes the colours of the second view, where that is no copy in another style."""
+    if num_views == 1 or isinstance(split, StyledSplit):
+        return None
+    return build_key_augmentation(config.augment)
 
 
 def eval_batches(split: Split, config: RunConfig) -> Batches:
@@ -142,24 +150,41 @@ class _TrainClassLoader:
     split: ClassSplit
     transform: Transform
     num_views: int
-    num_draws: int
+    draws_differ: bool
     seed: int
 
     def __call__(self, draws: Tensor) -> Batch:
         count = len(self.split)
         indices = draws % count
         images = [self.split.image(index) for index in indices.tolist()]
+        versions = [images]
+        if isinstance(self.split, StyledSplit):
+            versions += _copies(self.split, draws, images, self.seed)
         generator = Generator()
         views = []
-        for view in range(self.num_draws):
+        for view in range(self.num_views if self.draws_differ else len(versions)):
+            version = versions[view] if len(versions) > 1 else images
             crops = []
-            for draw, image in zip(draws.tolist(), images, strict=True):
-                generator.manual_seed(sub_seed(self.seed, _key(draw, count, view)))
+            for draw, image in zip(draws.tolist(), version, strict=True):
+                key = _key(draw, count, view if self.draws_differ else 0)
+                generator.manual_seed(sub_seed(self.seed, key))
                 crops.append(self.transform.crop(image, generator))
             views.append(normalise(crops))
-        if self.num_draws < self.num_views:
+        if len(views) < self.num_views:
             views *= self.num_views
         return Batch(tuple(views), self.split.labels[indices], indices)
+
+
+def _copies(
+    split: StyledSplit, draws: Tensor, images: Sequence[Image.Image], seed: int
+) -> list[list[Image.Image]]:
+    """The copies of each image of a batch, ordered as views: the first of all, the second, ..."""
+    generator = Generator()
+    copies = []
+    for draw, image in zip(draws.tolist(), images, strict=True):
+        generator.manual_seed(sub_seed(seed, f"styles/{_key(draw, len(split), 0)}"))
+        copies.append(split.copies(draw % len(split), image.size, generator))
+    return [list(version) for version in zip(*copies, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -174,7 +199,7 @@ class _EvalClassLoader:
 
 @dataclass(frozen=True)
 class _TrainSceneLoader:
-    """The query is the crop as it is, the key the same crop in other colours."""
+    """The first view is the crop as it is; the others the same crop in other colours or styles."""
 
     split: SceneSplit
     transform: SceneTransform
@@ -184,21 +209,45 @@ class _TrainSceneLoader:
     def __call__(self, draws: Tensor) -> Batch:
         count = len(self.split)
         indices = draws % count
-        generator = Generator()
-        queries, keys, labels = [], [], []
-        for draw, index in zip(draws.tolist(), indices.tolist(), strict=True):
-            generator.manual_seed(sub_seed(self.seed, _key(draw, count, 0)))
-            image, label_map = _read_scene(self.split, index)
+        scenes = [_read_scene(self.split, index) for index in indices.tolist()]
+        images, label_maps = zip(*scenes, strict=True)
+        for index, image in zip(indices.tolist(), images, strict=True):
             where = f"image {index} of {self.split.name}"
             self.transform.check_covers(image.width, image.height, where)
-            query, label = self.transform.crop(image, label_map, generator)
-            queries.append(query)
-            labels.append(label)
-            if self.augment_key is not None:
-                generator.manual_seed(sub_seed(self.seed, _key(draw, count, 1)))
-                keys.append(self.augment_key(query, generator))
-        views = [normalise(crops) for crops in (queries, keys) if crops]
-        return Batch(tuple(views), _stack(labels), indices)
+        versions = [list(images)]
+        if isinstance(self.split, StyledSplit):
+            versions += _copies(self.split, draws, images, self.seed)
+        crops = [self._crop(draws, version, label_maps) for version in versions]
+        queries, labels = crops[0]
+        views = [queries, *(copies for copies, _ in crops[1:])]
+        if self.augment_key is not None:
+            views.append(self._augment(self.augment_key, draws, queries))
+        return Batch(tuple(normalise(view) for view in views), _stack(labels), indices)
+
+    def _crop(
+        self,
+        draws: Tensor,
+        images: Sequence[Image.Image],
+        label_maps: Sequence[NDArray[np.uint8]],
+    ) -> tuple[list[Image.Image], list[NDArray[np.uint8]]]:
+        """Every version of an image is cut alike."""
+        generator = Generator()
+        crops = []
+        for draw, image, label_map in zip(draws.tolist(), images, label_maps, strict=True):
+            generator.manual_seed(sub_seed(self.seed, _key(draw, len(self.split), 0)))
+            crops.append(self.transform.crop(image, label_map, generator))
+        cut, labels = zip(*crops, strict=True)
+        return list(cut), list(labels)
+
+    def _augment(
+        self, augment: Augmentation, draws: Tensor, queries: Sequence[Image.Image]
+    ) -> list[Image.Image]:
+        generator = Generator()
+        keys = []
+        for draw, query in zip(draws.tolist(), queries, strict=True):
+            generator.manual_seed(sub_seed(self.seed, _key(draw, len(self.split), 1)))
+            keys.append(augment(query, generator))
+        return keys
 
 
 @dataclass(frozen=True)

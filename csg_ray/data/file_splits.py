@@ -78,7 +78,8 @@ class SplitOfFiles:
 
     Args:
         name: For example `target_val`.
-        images: N images.
+        files: N images.
+        images: The same, decoded, or `files` itself.
         positions: Which of them are in the split.
         class_names: One name per class number.
         fingerprint: Of all N files.
@@ -86,6 +87,7 @@ class SplitOfFiles:
     """
 
     name: str
+    files: FileList
     images: Images
     positions: NDArray[np.int64]
     class_names: tuple[str, ...]
@@ -196,7 +198,7 @@ def _open(
     if isinstance(images, PackedImages):
         positions, left_out = images.kept, name_left_out(split, images)
     fingerprint = split.fingerprint(class_names)
-    about = (name, images, positions, class_names, fingerprint, left_out)
+    about = (name, split.files, images, positions, class_names, fingerprint, left_out)
     if split.files.label_maps:
         return FileSceneSplit(*about)
     labels = torch.tensor(split.labels, dtype=torch.int64)[torch.from_numpy(positions)]

@@ -32,6 +32,7 @@ def load_reference_images(folder: str) -> FileSplit:
     split = files.pick(list(range(len(files.images))))
     return FileSplit(
         name="reference_task",
+        files=split.files,
         images=split.files,
         positions=np.arange(len(split), dtype=np.int64),
         class_names=class_names,

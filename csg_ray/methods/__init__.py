@@ -7,6 +7,7 @@ from csg_ray.methods.asg import ASG
 from csg_ray.methods.asg_l2o import ASGL2O
 from csg_ray.methods.base import Method
 from csg_ray.methods.csg import CSG
+from csg_ray.methods.drpc import DRPC
 from csg_ray.methods.feature_l2 import FeatureL2
 from csg_ray.methods.oracle import Oracle
 from csg_ray.methods.self_training import CBST, LRENT, MRKLD
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "feature_l2": FeatureL2,
     "asg": ASG,
     "asg_l2o": ASGL2O,
+    "drpc": DRPC,
     "csg": CSG,
     "cbst": CBST,
     "mrkld": MRKLD,
