@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from csg_ray.cli import main
+from csg_ray.cli.summary import next_commands
 from csg_ray.config.load import config_to_mapping, override_config
 from csg_ray.config.reader import dump_yaml
 from csg_ray.config.run import RunConfig
@@ -23,6 +24,7 @@ from csg_ray.results.comparison_files import to_markdown, write_comparison
 from csg_ray.results.comparison_table import sections
 from csg_ray.results.published import published_task
 from csg_ray.results.selection import spearman
+from csg_ray.results.study import load_study
 from made_data import refusal
 
 Capture = pytest.CaptureFixture[str]
@@ -63,7 +65,14 @@ def _study(
         "base": {"train.epochs": 2, **(base or {})},
         "space": space,
         "points_to_evaluate": [],
-        "search": {"metric": metric, "mode": "max", "repeats": repeats, "scheduler": "none"},
+        "search": {
+            "metric": metric,
+            "mode": "max",
+            "num_trials": len(trials),
+            "sampler": "tpe" if "randint" in str(space) else "grid",
+            "scheduler": "none",
+            "repeats": repeats,
+        },
         "resources": {},
     }
     header = {"format": 1, "space": mapping, "provenance": {"data_sha256": "bb"}}
@@ -378,6 +387,10 @@ def test_the_command_prints_the_table(table: Path, capsys: Capture) -> None:
     assert any("compare the order of the methods, not the numbers" in line for line in lines)
     assert any("selects with target labels" in line for line in lines)
     assert lines[-1].startswith("next: ")
+
+
+def test_a_table_s_search_ends_by_naming_the_command(table: Path) -> None:
+    assert next_commands(load_study(table))[0].endswith(f"compare {table}")
 
 
 def test_the_command_writes_files_once(table: Path, tmp_path: Path, capsys: Capture) -> None:
