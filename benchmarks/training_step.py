@@ -46,6 +46,7 @@ METHODS = (
     "drpc",
     "csg",
 )
+CLASSIFICATION_ONLY = ("asg_l2o",)
 # What a method has no default for.
 REQUIRED = {"drpc": {"styles": "not read"}}
 

@@ -175,7 +175,7 @@ class CBST(Method):
             return self._labels_of(functional.log_softmax(at_least_float32(logits), dim=1))
         kept = torch.ones_like(batch.indices, dtype=torch.bool)
         if len(self._image_labels) == 0:
-            return self._image_labels.new_zeros(len(kept), self.num_classes), ~kept
+            return torch.zeros(len(kept), self.num_classes, device=kept.device), ~kept
         return self._image_labels[(batch.indices - self._first_target).clamp_min(0)], kept
 
     def _log_kept(self, of_target: Tensor, kept: Tensor) -> Tensor:
