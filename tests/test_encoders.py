@@ -13,7 +13,7 @@ from csg_ray.config.errors import UserError
 from csg_ray.config.run import ModelConfig
 from csg_ray.models import encoders
 from csg_ray.models.encoders import build_encoder
-from csg_ray.models.resnet import build_resnet
+from csg_ray.models.resnet import Norm, build_resnet
 
 
 def _save(state: object, path: Path) -> str:
@@ -163,13 +163,14 @@ def test_imagenet_has_no_ibn_weights() -> None:
         build_encoder(config)
 
 
-def test_the_bundled_file_is_the_one_its_description_describes() -> None:
-    path = encoders.WEIGHTS_FOLDER / "mini.pt"
+@pytest.mark.parametrize("norm", ["batch", "ibn_a", "ibn_b"])
+def test_a_bundled_file_is_the_one_that_its_description_describes(norm: Norm) -> None:
+    path = encoders.WEIGHTS_FOLDER / encoders.BUNDLED_FILES[norm]
     described = json.loads(path.with_suffix(".json").read_text())
     content = path.read_bytes()
     assert len(content) <= 1.5e6
     assert hashlib.sha256(content).hexdigest() == described["file_sha256"]
-    encoder = build_encoder(ModelConfig())
+    encoder = build_encoder(ModelConfig(norm=norm))
     count = sum(param.numel() for param in encoder.parameters())
-    assert (count, "batch") == (described["parameters"], described["norm"])
+    assert (count, norm) == (described["parameters"], described["norm"])
     assert all(tensor.isfinite().all() for tensor in encoder.state_dict().values())

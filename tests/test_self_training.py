@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from csg_ray.cli.preparing import prepare_run, prepare_study
+from csg_ray.cli.searching import show_plan
 from csg_ray.config.data import DigitScenesConfig, DigitsConfig, ImageFolderConfig, VisDA17Config
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import override_config
@@ -27,7 +28,8 @@ from csg_ray.data.visda17 import list_visda17
 from csg_ray.methods import build_method
 from csg_ray.methods.pseudo_labels import class_thresholds, hard_labels, soft_labels
 from csg_ray.methods.self_training import CBST
-from csg_ray.search_space import parse_search_space
+from csg_ray.scale.cluster import Cluster, Node
+from csg_ray.search_space import SearchSpace, parse_search_space
 from csg_ray.storage.checkpoint import load_checkpoint, save_checkpoint
 from csg_ray.training.loop import Training
 from made_data import make_visda17, refusal
@@ -381,7 +383,12 @@ def _refused(start: Path, **settings: Any) -> list[str]:
             "search": {"metric": "target_val/hse", "mode": "min"},
         }
     )
-    return [refusal(lambda: prepare_run(config)), refusal(lambda: prepare_study(space))]
+    tried = (lambda: prepare_run(config), lambda: prepare_study(space), lambda: _check(space))
+    return [refusal(call) for call in tried]
+
+
+def _check(space: SearchSpace) -> None:
+    show_plan(space, Path("space.yaml"), Cluster((Node(4, 0),)))
 
 
 def test_a_bad_start_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -31,6 +31,11 @@ def prepare_study(space: SearchSpace) -> None:
     """Load whatever a study may draw of its task's settings, as `prepare_run` does."""
     for config in searched_data(space):
         prepare_data(config)
+    check_other_files(space)
+
+
+def check_other_files(space: SearchSpace) -> None:
+    """Refuse files beside the data that some trial could not use: starts, styles, photographs."""
     _check_files(drawn_configs(space, "evaluation.", "method.start", "method.styles"))
 
 

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 from csg_ray.cli.board import describe_bytes
 from csg_ray.cli.console import watch_search
 from csg_ray.cli.guard import command, continued_by, say
-from csg_ray.cli.preparing import parse_settings, prepare_study, searched_data
+from csg_ray.cli.preparing import (
+    check_other_files,
+    parse_settings,
+    prepare_study,
+    searched_data,
+)
 from csg_ray.cli.summary import print_notes, summarise
 from csg_ray.config.data import DataConfig, FilesConfig
 from csg_ray.config.errors import UserError
@@ -95,6 +100,7 @@ def show_plan(space: SearchSpace, space_file: Path, cluster: Cluster) -> None:
     # The files before the weights, which may have to be downloaded.
     data = [line for config in searched_data(space) for line in data_lines(config)]
     check_models(space)
+    check_other_files(space)
     goals = ", ".join(f"{goal.metric} ({goal.mode})" for goal in space.objectives)
     search = space.search
     lines = [
