@@ -157,7 +157,7 @@ def test_the_same_search_goes_on_with_what_it_began(
 def test_a_run_is_begun_with_absolute_paths(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Path] = []
     monkeypatch.setattr("csg_ray.cli.running._run", lambda directory, *_: ran.append(directory))
-    monkeypatch.setattr("csg_ray.cli.running.prepare_run", lambda _: None)
+    monkeypatch.setattr("csg_ray.cli.running.prepare_run", lambda *_, **__: None)
     monkeypatch.setattr("csg_ray.cli.running._provenance", lambda _: {})
     Path("pets.yaml").write_text(dump_yaml(FOLDERS | {"data.cache": "cache"}))
 

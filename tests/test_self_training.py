@@ -28,6 +28,7 @@ from csg_ray.data.visda17 import list_visda17
 from csg_ray.methods import build_method
 from csg_ray.methods.pseudo_labels import class_thresholds, hard_labels, soft_labels
 from csg_ray.methods.self_training import CBST
+from csg_ray.methods.start import load_start
 from csg_ray.scale.cluster import Cluster, Node
 from csg_ray.search_space import SearchSpace, parse_search_space
 from csg_ray.storage.checkpoint import load_checkpoint, save_checkpoint
@@ -147,13 +148,8 @@ def _config(name: str, segmentation: bool = False, **settings: Any) -> RunConfig
 
 
 def _build(config: RunConfig) -> CBST:
-    """Away from its start, so that its predictions say something."""
     method = build_method(config, len(_splits(config).class_names), 3)
     assert isinstance(method, CBST)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for param in method.head.parameters():
-            param.add_(0.3 * torch.randn_like(param))
     return method
 
 
@@ -182,6 +178,7 @@ def test_a_round_holds_the_images_that_the_plain_rule_keeps(name: str, epoch: in
     config = _config(name, target_share_step=0.2, source_share_step=0.1)
     method, splits = _build(config), _splits(config)
     assert splits.target_train is not None
+    method.training_data(splits, 1)  # takes the weights of the start
     split = method.training_data(splits, epoch)
     assert isinstance(split, ClassMixture)
     rows = _plain_probabilities(method, splits.target_train, config).tolist()
@@ -348,6 +345,22 @@ def test_nothing_kept_is_training_on_the_source_alone(segmentation: bool) -> Non
         assert output.logs["kept_share"] == 0
 
 
+def test_a_round_begins_with_the_weights_of_the_start_and_later_ones_do_without() -> None:
+    config = _config("cbst")
+    splits = _splits(config)
+    method = _build(config)
+    method.training_data(splits, 1)
+    weights = load_start(config.method.model_dump()["start"], config, 10)
+    state = method.state_dict()
+    assert weights.keys() == state.keys()
+    assert all(state[name].equal(each) for name, each in weights.items())
+    gone = _build(_config("cbst", start="gone"))
+    gone.load_state_dict(state)
+    gone.training_data(splits, 2)
+    assert all(gone.state_dict()[name].equal(each) for name, each in weights.items())
+    assert "gone does not exist" in refusal(lambda: gone.training_data(splits, 1))
+
+
 @TASKS
 def test_a_resumed_training_makes_the_same_rounds(segmentation: bool) -> None:
     config = _config("lrent", segmentation, source_share=0.3)
@@ -391,6 +404,7 @@ def _check(space: SearchSpace) -> None:
     show_plan(space, Path("space.yaml"), Cluster((Node(4, 0),)))
 
 
+@pytest.mark.timeout(60)  # every case by three commands
 def test_a_bad_start_is_refused_before_anything_starts(tmp_path: Path) -> None:
     config = RunConfig().model_dump()
     other = {**config, "model": {**config["model"], "norm": "ibn_a"}}
@@ -412,10 +426,8 @@ def test_a_bad_start_is_refused_before_anything_starts(tmp_path: Path) -> None:
 
 def test_a_start_of_other_classes_is_refused(tmp_path: Path) -> None:
     start = start_checkpoint(RunConfig())
-    config = override_config(
-        RunConfig(), {"method.name": "cbst", "method.start": start, "train.steps_per_epoch": 3}
-    )
-    assert "knows 10 classes, and the task has 7" in refusal(lambda: build_method(config, 7, 3))
+    sentence = refusal(lambda: load_start(start, RunConfig(), 7))
+    assert "knows 10 classes, and the task has 7" in sentence
 
 
 def test_the_repeat_of_the_same_seed_is_taken(tmp_path: Path) -> None:
@@ -425,7 +437,7 @@ def test_the_repeat_of_the_same_seed_is_taken(tmp_path: Path) -> None:
     for seed, state in ((4, states[0]), (9, states[1]), (7, states[0])):
         settings = {"method.name": "cbst", "method.start": str(start), "seed": seed}
         config = override_config(RunConfig(), settings | {"train.steps_per_epoch": 3})
-        head = build_method(config, 10, 3).state_dict()["head.0.weight"]
+        head = load_start(str(start), config, 10)["head.0.weight"]
         assert head.equal(state["head.0.weight"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -36,25 +35,28 @@ def prepare_study(space: SearchSpace) -> None:
 
 def check_other_files(space: SearchSpace) -> None:
     """Refuse files beside the data that some trial could not use: starts, styles, photographs."""
-    _check_files(drawn_configs(space, "evaluation.", "method.start", "method.styles"))
-
-
-def prepare_run(config: RunConfig) -> None:
-    """Load a run's data, so that whatever is wrong with them shows before anything starts."""
-    prepare_data(config.data)
-    _check_files([config])
-
-
-def _check_files(configs: Iterable[RunConfig]) -> None:
-    """Refuse files beside the data that some of these trainings could not use."""
     seen = set()
-    for config in configs:
+    for config in drawn_configs(space, "evaluation.", "method.start", "method.styles"):
         files = config.evaluation.reference_images, config.method
         if files not in seen:
             seen.add(files)
             _check_reference_images(config)
             _check_start(config)
             _check_styles(config)
+
+
+def prepare_run(config: RunConfig, begun: bool = False) -> None:
+    """Load a run's data, so that whatever is wrong with them shows before anything starts.
+
+    Args:
+        config: of the run.
+        begun: it has a checkpoint to go on from, and so needs nothing to start from.
+    """
+    prepare_data(config.data)
+    _check_reference_images(config)
+    _check_styles(config)
+    if not begun:
+        _check_start(config)
 
 
 def _check_start(config: RunConfig) -> None:

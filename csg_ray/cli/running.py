@@ -114,7 +114,7 @@ def _check_unchanged(directory: StoragePath, spread: Spread) -> None:
     config = load_config(directory / RUN_FILE)
     check_spread(config, directory, spread)
     with continued_by(directory, RUN_FILE):
-        prepare_run(config)
+        prepare_run(config, begun=(directory / CHECKPOINT_FILE).is_file())
     old = read_yaml(directory / RUN_FILE).get("provenance") or {}
     changed = compare_provenance({**old, "config": None, "exported": None}, _provenance(config))
     if "data_sha256" in changed:

@@ -53,7 +53,6 @@ class CBST(Method):
         super().__init__(config, num_classes, steps_per_epoch)
         assert isinstance(config.method, SelfTrainingConfig)
         self.settings: SelfTrainingConfig = config.method
-        self.load_state_dict(load_start(self.settings.start, config, num_classes))
         self._log_thresholds = torch.zeros(num_classes)
         # The images from here on in the split of the round are the target's; before a round begins
         # there is none.
@@ -71,6 +70,8 @@ class CBST(Method):
                 f"method {self.config.method.name} trains on target images without labels, and the "
                 "task has no target_train; name its images in a list, or give it a share"
             )
+        if epoch == 1:  # later the file may be gone, and nobody needs it
+            self.load_state_dict(load_start(self.settings.start, self.config, self.num_classes))
         settings, earlier = self.settings, epoch - 1
         source_share = min(
             settings.source_share + earlier * settings.source_share_step, settings.source_share_max
