@@ -13,10 +13,12 @@ from csg_ray.config.data import DigitScenesConfig, DigitsConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig
 from csg_ray.config.run import ModelConfig, RunConfig, TrainConfig
+from csg_ray.methods import METHODS
 from csg_ray.metrics import hyperspherical_energies
 from csg_ray.scale.gpu_share import CurrentGpu, train_within
 from csg_ray.storage.checkpoint import load_checkpoint
 from csg_ray.training.loop import Metrics, fit
+from method_settings import method_config, stylised_copies
 
 pytestmark = [
     pytest.mark.gpu,
@@ -59,6 +61,20 @@ def _train(
 def test_two_epochs_on_cuda(tmp_path: Path, config: RunConfig) -> None:
     reports = _train(tmp_path / "run", config=config)
     assert [report["epoch"] for report in reports] == [1, 2]
+    assert [report["diverged"] for report in reports] == [0, 0]
+    assert all(math.isfinite(value) for report in reports for value in report.values())
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("like", [CONFIG, SCENES], ids=["digits", "scenes"])
+def test_every_method_trains_on_cuda(tmp_path: Path, name: str, like: RunConfig) -> None:
+    if like is SCENES and name == "asg_l2o":
+        pytest.skip("asg_l2o is of classification")
+    styles = {"styles": stylised_copies(like.data)} if name == "drpc" else {}
+    train = TrainConfig(epochs=2, learning_rate=0.01, steps_per_epoch=3)
+    method = method_config(name, like, **styles)
+    config = RunConfig(data=like.data, model=like.model, method=method, train=train)
+    reports = _train(tmp_path / "run", config=config)
     assert [report["diverged"] for report in reports] == [0, 0]
     assert all(math.isfinite(value) for report in reports for value in report.values())
 
