@@ -44,6 +44,10 @@ class ASGL2O(ASG):
     window, and every decision is credited with its own return; in the authors' release, by mistake,
     neither is so.
 
+    At the published rate of the policy one episode leaves every ratio about as probable as it was
+    (within 0.001 of 1/11 on a made-up course of the losses of VisDA-17, 100 episodes within 0.024):
+    the defaults draw at random.
+
     The ratios multiply the scheduled rate, whose warm-up and decay run over all epochs, episodes
     too. Published are train.backbone_lr_mult 1, warmup_steps 0 and decay_power 0: one constant
     rate. A ratio of 0 stops a group at once; with train.sgd_form lr_in_buffer, the authors', it
@@ -90,8 +94,8 @@ class ASGL2O(ASG):
         """
         self.window += self._pending
         earlier_epochs, done = divmod(step, self.steps_per_epoch)
-        # The last step of an epoch is left to `on_epoch_end`, which is called in any case.
-        if done and done in window_ends(
+        # An epoch's last step, where `done` is 0, is left to `on_epoch_end`: it may be skipped.
+        if done in window_ends(
             self._earlier_steps(earlier_epochs), self.steps_per_epoch, self.settings.min_window
         ):
             self._end_window(optimizer, step)
