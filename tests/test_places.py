@@ -44,6 +44,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("data.cache", "cache", "{}/cache"),
         ("model.weights", "bundled", "bundled"),
         ("model.weights", "w.pt", "{}/w.pt"),
+        ("method.start", "runs/csg", "{}/runs/csg"),
+        ("method.start", "~/runs/csg", "~/runs/csg"),
+        ("method.start", "s3://bucket/runs/csg", "s3://bucket/runs/csg"),
         ("method.stages", "3,4", "3,4"),
     ],
 )

@@ -494,3 +494,23 @@ def test_visda17_gives_unlabelled_images_when_asked(
     assert "target_train" not in list_visda17(config(protocol="published")).splits
     with pytest.raises(ValueError, match="leave nothing for target_test"):
         config(target_val_share=0.8, target_train_share=0.2)
+
+
+def test_a_start_of_other_pretraining_is_refused(tmp_path: Path) -> None:
+    config = RunConfig().model_dump()
+    other = {**config, "model": {**config["model"], "weights": "/w.pt"}}
+    for found in _refused(_trained(tmp_path / "other", config=other)):
+        assert "with model.weights /w.pt, not bundled" in found
+
+
+def test_a_width_that_a_head_does_not_have_need_not_be_the_same() -> None:
+    start = start_checkpoint(RunConfig(model=ModelConfig(head="linear")))
+    load_start(start, RunConfig(model=ModelConfig(head="linear", head_width=64)), 10)
+
+
+def test_a_start_below_the_home_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _trained(tmp_path / "run")
+    assert load_start("~/run", RunConfig(), 10)

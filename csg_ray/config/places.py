@@ -27,8 +27,10 @@ PLACES: dict[str, tuple[str, ...]] = {
 def absolute(setting: str, value: Any) -> Any:
     """`value` as an absolute path, if it is a relative one and `setting` names files.
 
-    `~` stays: it is the home folder of whoever reads the files.
+    `~` stays: it is the home folder of whoever reads the files. So does a URI.
     """
     if not isinstance(value, str) or value in PLACES.get(setting, (value,)):
         return value
-    return value if value.startswith("~") else str(Path(value).absolute())
+    if value.startswith("~") or "://" in value:
+        return value
+    return str(Path(value).absolute())

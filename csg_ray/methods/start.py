@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,15 @@ from csg_ray.storage.checkpoint import load_checkpoint
 from csg_ray.storage.paths import open_path
 from csg_ray.storage.records import CHECKPOINT_FILE
 
-SAME = ("data.name", "model.name", "model.norm", "model.head", "model.head_width")
+# The weights decide what pre-training classes the encoder knows.
+SAME = (
+    "data.name",
+    "model.name",
+    "model.weights",
+    "model.norm",
+    "model.head",
+    "model.head_width",
+)
 PARTS = ("encoder.", "head.")
 
 
@@ -31,6 +40,8 @@ def load_start(place: str, config: RunConfig, num_classes: int) -> dict[str, Ten
         UserError: no checkpoint, one of another task or network, or of a training that diverged.
     """
     path = open_path(place)
+    if isinstance(path, Path):
+        path = path.expanduser()
     inside = path / CHECKPOINT_FILE
     try:
         state = load_checkpoint(inside if inside.is_file() else path)
@@ -53,8 +64,10 @@ def load_start(place: str, config: RunConfig, num_classes: int) -> dict[str, Ten
 
 
 def _check_same(place: str, state: dict[str, Any], config: RunConfig) -> None:
-    here = config.model_dump()
+    here, inert = config.model_dump(), config.inert_settings()
     for path in SAME:
+        if path in inert:
+            continue
         section, _, name = path.partition(".")
         there, wanted = state["config"][section][name], here[section][name]
         if there != wanted:
