@@ -57,7 +57,7 @@ def print_comparison(compared: Compared, console: Console) -> None:
         for section in sections(comparison):
             title = f"{comparison.data}, {', '.join(comparison.models)}"
             if section.rows[0].sees_target:
-                title = SELF_TRAINING
+                title = f"{title}\n{SELF_TRAINING}"
             hidden += _print_table(section.columns(), title, console)
             if classes := section.class_columns():
                 hidden += _print_table(classes, "IoU of each class in %", console)

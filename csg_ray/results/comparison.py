@@ -228,12 +228,17 @@ class Comparison:
                 told.append(setting)
         return told
 
-    def agreement(self) -> Spearman | None:
-        """How energy and score go together over the rows that see no image of the target."""
+    def agreement(self, *, without: str = "") -> Spearman | None:
+        """How energy and score go together over the rows that see no image of the target.
+
+        Args:
+            without: a method whose rows are left out.
+        """
         pairs = [
             (energy.mean, score.mean)
             for row in self.rows
             if not row.sees_target
+            and row.method != without
             and (energy := row.value(ENERGY)) is not None
             and (score := row.value(f"target_val/{self.score}")) is not None
         ]

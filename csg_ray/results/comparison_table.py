@@ -292,6 +292,13 @@ def _agreement(comparison: Comparison) -> list[str]:
     told = []
     if ours is not None:
         told.append(f"HSE and {word} over {ours.count} rows: {ours}.")
+    # A frozen encoder keeps its energy whatever it is trained on, and the paper gives it none.
+    trained = comparison.agreement(without="oracle")
+    if trained is not None and trained != ours:
+        told.append(
+            f"HSE and {word} over the {trained.count} rows without oracle, for which the paper has "
+            f"no HSE: {trained}."
+        )
     if paper is not None:
         told.append(f"HSE and {word} over the paper's {paper.count} methods: {paper}.")
     return told
