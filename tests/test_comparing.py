@@ -12,7 +12,7 @@ from csg_ray.cli import main
 from csg_ray.config.load import config_to_mapping, override_config
 from csg_ray.config.reader import dump_yaml
 from csg_ray.config.run import RunConfig
-from csg_ray.results.comparison import compare
+from csg_ray.results.comparison import Compared, compare, describe_settings
 from csg_ray.results.comparison_table import remarks, remarks_on_all, sections
 from csg_ray.results.published import published_task
 from csg_ray.results.selection import spearman
@@ -150,6 +150,20 @@ def test_what_is_left_out_is_one_sentence_and_repeats_are_named(tmp_path: Path) 
         f"left out: {again}, which is {first} again: the same settings and seed",
     ]
     assert remarks_on_all(compare([first])) == []
+    stopped = Compared((), {"stopped": 2, "failed": 1, "unfinished": 0}, ())
+    assert remarks_on_all(stopped) == ["left out: 1 failed, 2 stopped by the scheduler"]
+
+
+def test_settings_are_named_as_short_as_is_clear() -> None:
+    settings = {"a.x": 1, "b.x": 2.0, "a.y": None, "model.norm": "ibn_a", "model.name": "mini"}
+    assert describe_settings(settings | {"data.seed": 3}, [*settings, "data.seed"]) == [
+        "a.x 1",
+        "b.x 2",
+        "y null",
+        "norm ibn_a",
+        "model mini",
+        "data.seed 3",
+    ]
 
 
 def test_settings_that_were_chosen_by_target_labels_are_named(tmp_path: Path) -> None:
