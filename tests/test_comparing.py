@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from csg_ray.cli import main
+from csg_ray.cli.comparing import print_comparison
 from csg_ray.config.load import config_to_mapping, override_config
 from csg_ray.config.reader import dump_yaml
 from csg_ray.config.run import RunConfig
 from csg_ray.results.comparison import Compared, compare, describe_settings
+from csg_ray.results.comparison_files import build_comparison_table
 from csg_ray.results.comparison_table import remarks, remarks_on_all, sections
 from csg_ray.results.published import published_task
 from csg_ray.results.selection import spearman
@@ -110,6 +113,8 @@ def test_where_the_paper_s_row_differs_is_marked_and_told(tmp_path: Path) -> Non
     assert paper.cells == ("56.4", "57.1†")
     assert "† the paper's row differs: augmentation none (feature_l2)." in remarks(comparison)
     assert not any(sentence.startswith("†") for sentence in _told(equal))
+    table = build_comparison_table(compare([equal, augmented]))
+    assert table.column("paper/differs_in").to_pylist() == [None, "augmentation"]
 
 
 def test_gains_of_segmentation_are_those_of_table_5() -> None:
@@ -201,6 +206,24 @@ def test_self_training_alone_still_names_its_data(tmp_path: Path, capsys: Captur
     assert lines[0] == "digits, mini"
     assert lines[1].startswith("self-training: ")
     assert "76.4 (0.9)" in "\n".join(lines)
+
+
+def test_a_narrow_terminal_drops_deviations_before_columns(tmp_path: Path, capsys: Capture) -> None:
+    runs = [
+        _run(tmp_path / str(seed), {"seed": seed}, accuracy=0.1 * seed, hse=0.2 * seed)
+        for seed in (1, 2)
+    ]
+    compared = compare(runs)
+    wide: list[str] = []
+    narrow: list[str] = []
+    for lines, width in ((wide, 200), (narrow, 60)):
+        print_comparison(compared, Console(width=width))
+        lines += capsys.readouterr().out.splitlines()
+    assert any("0.3000 ± 0.1414" in line and "15.0 ± 7.1" in line for line in wide)
+    (csg,) = [line for line in narrow if line.startswith("csg")]
+    assert "0.3000" in csg
+    assert "± 0.1414" not in csg
+    assert "15.0 ± 7.1" in csg  # of the score the deviation stays
 
 
 @pytest.mark.parametrize(
