@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from csg_ray.cli.guard import command
 from csg_ray.config.errors import UserError
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PIPE_WIDTH = 10_000
+# Columns whose names are broken into lines before a column of numbers goes.
+LONG_NAMES = (("settings",), ("row",))
+NARROW = 21
 
 
 def show_comparison(directories: Sequence[StoragePath], out: StoragePath | None) -> None:
@@ -70,23 +73,25 @@ def print_comparison(compared: Compared, console: Console) -> None:
 
 
 def _print_table(columns: Sequence[Column], title: str, console: Console) -> int:
-    """Print as many columns as fit; how many do not."""
-    shown = list(columns)
-    table = _table(shown, title)
+    """Print as many columns as fit, names broken into lines if need be; how many do not fit."""
+    shown, narrow = list(columns), False
+    table = _table(shown, title, narrow)
     unbounded = console.options.update(max_width=PIPE_WIDTH)
     while console.measure(table, options=unbounded).maximum > console.width:
         if any(column.cells != column.short for column in shown):
             shown = [replace(column, cells=column.short) for column in shown]
+        elif not narrow:
+            narrow = True
         elif last := max(column.rank for column in shown):
             shown = [column for column in shown if column.rank < last]
         else:
             break
-        table = _table(shown, title)
+        table = _table(shown, title, narrow)
     console.print(table)
     return len(columns) - len(shown)
 
 
-def _table(columns: Sequence[Column], title: str) -> Table:
+def _table(columns: Sequence[Column], title: str, narrow: bool) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -99,9 +104,12 @@ def _table(columns: Sequence[Column], title: str) -> Table:
         show_edge=False,
         pad_edge=False,
     )
+    height = max(len(column.header) for column in columns)
     for column in columns:
-        header = Text("\n".join(column.header))
-        table.add_column(header, justify="right" if column.is_number else "left", vertical="bottom")
+        lines = ("",) * (height - len(column.header)) + column.header
+        justify: Literal["right", "left"] = "right" if column.is_number else "left"
+        widest = NARROW if narrow and column.header in LONG_NAMES else None
+        table.add_column(Text("\n".join(lines)), justify=justify, max_width=widest)
     for number in range(len(columns[0].cells)):
         cells = (
             Text(column.cells[number], style="bold" if number in column.best else "")

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from csg_ray.config.data import Task
@@ -17,7 +16,7 @@ from csg_ray.config.load import setting_fields
 from csg_ray.config.methods import SEES_TARGET
 from csg_ray.config.places import PLACES
 from csg_ray.config.run import RunConfig
-from csg_ray.results.ended import DATA_HASH, Ended, drop_repeated, read_ended
+from csg_ray.results.ended import DATA_HASH, DATA_PLACES, Ended, drop_repeated, read_ended
 from csg_ray.results.published import (
     AUGMENTATION,
     Beside,
@@ -28,6 +27,7 @@ from csg_ray.results.published import (
 from csg_ray.results.selection import Spearman, spearman
 from csg_ray.results.study import ENERGY
 from csg_ray.storage.paths import StoragePath
+from csg_ray.storage.records import CHECKPOINT_FILE
 
 ENERGIES = (ENERGY, "target_val/hse_power1", "target_val/hse_power2")
 REFERENCE = "reference_task/accuracy"
@@ -200,7 +200,7 @@ class Comparison:
         unless nothing else tells two rows apart.
         """
         hash_too = [DATA_HASH] if self._names[self._name(row)] > 1 else []
-        return describe_settings(row.settings, [*self._telling(row), *hash_too])
+        return describe_settings(self._short(row.settings), [*self._telling(row), *hash_too])
 
     def augmentation_of(self, row: Row) -> str:
         """A row's augmentation, with whatever else of it differs between rows."""
@@ -216,12 +216,13 @@ class Comparison:
         usual = {
             path: counts.most_common(1)[0]
             for (group, path), counts in self._values.items()
-            if group == method and path not in (*_AUGMENT, *PLACES, DATA_HASH)
+            if group == method and path not in (*_AUGMENT, *DATA_PLACES, DATA_HASH)
         }
+        short = self._short({path: value for path, (value, _) in usual.items()})
         told = []
         for path, (value, count) in usual.items():
             total = self._values[method, path].total()
-            (setting,) = describe_settings({each: usual[each][0] for each in usual}, [path])
+            (setting,) = describe_settings(short, [path])
             if total / 2 < count < total:
                 told.append(f"{setting} unless shown")
             elif count == total and value != self._default(method, path):
@@ -244,12 +245,26 @@ class Comparison:
         ]
         return spearman([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
+    def _short(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The same with names of places in the stead of their paths."""
+        names = {path: self._place_names.get(path, {}) for path in settings}
+        return {path: names[path].get(value, value) for path, value in settings.items()}
+
+    @cached_property
+    def _place_names(self) -> dict[str, dict[Any, str]]:
+        found: dict[str, dict[str, None]] = {}
+        for row in self.rows:
+            for path in PLACES:
+                if isinstance(value := row.settings.get(path), str):
+                    found.setdefault(path, {})[value] = None
+        return {path: name_places(values) for path, values in found.items()}
+
     @cached_property
     def _names(self) -> Counter[tuple[Any, ...]]:
         return Counter(self._name(row) for row in self.rows)
 
     def _name(self, row: Row) -> tuple[Any, ...]:
-        told = describe_settings(row.settings, self._telling(row))
+        told = describe_settings(self._short(row.settings), self._telling(row))
         return (row.method, row.epochs, self.augmentation_of(row), *told)
 
     def _telling(self, row: Row) -> list[str]:
@@ -330,12 +345,26 @@ def describe_settings(settings: Mapping[str, Any], paths: Iterable[str]) -> list
     ]
 
 
+def name_places(places: Iterable[str]) -> dict[str, str]:
+    """The last two parts of each path, or as many more as tell the paths apart.
+
+    A trial is named as everywhere, by its study and its id: without `trials` and `checkpoint.pt`.
+    """
+    parts = {
+        place: [part for part in place.split("/") if part not in ("", "trials", CHECKPOINT_FILE)]
+        for place in places
+    }
+    for length in range(2, max(map(len, parts.values()), default=0) + 1):
+        tails = {place: "/".join(own[-length:]) for place, own in parts.items()}
+        if len(set(tails.values())) == len(tails):
+            return tails
+    return {place: place for place in parts}
+
+
 def _describe_setting(path: str, value: Any) -> str:
     """A value as short as it is clear."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    if path in PLACES:
-        return Path(value).name
     if path == DATA_HASH:
         return str(value)[:8]
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -42,22 +43,30 @@ def write_comparison(compared: Compared, directory: StoragePath) -> None:
         "compare.parquet": parquet.getvalue(),
     }
     if isinstance(directory, RemotePath):
-        _write_files(files, directory)
+        with _removed_unless_whole(directory):
+            _write_files(files, directory)
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
     hidden = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
-    _write_files(files, hidden)
-    hidden.rename(directory)
+    with _removed_unless_whole(hidden):
+        _write_files(files, hidden)
+        hidden.rename(directory)
+
+
+@contextlib.contextmanager
+def _removed_unless_whole(directory: StoragePath) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):  # nothing was written yet
+            remove_tree(directory)
+        raise
 
 
 def _write_files(files: Mapping[str, bytes], directory: StoragePath) -> None:
     directory.mkdir()
-    try:
-        for name, content in files.items():
-            write_whole(directory / name, content)
-    except BaseException:
-        remove_tree(directory)
-        raise
+    for name, content in files.items():
+        write_whole(directory / name, content)
 
 
 def build_comparison_table(compared: Compared) -> pa.Table:
@@ -166,8 +175,8 @@ def _markdown_table(columns: Sequence[Column]) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown takes for nothing but text: paths and names hold underscores."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)
+    """Text in which Markdown sees no marks; an underscore between letters is none anyway."""
+    return re.sub(r"([\\`*|<\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", text)
 
 
 def _to_csv(table: pa.Table) -> str:

@@ -18,7 +18,9 @@ from csg_ray.results.comparison import (
 from csg_ray.results.published import Beside
 from csg_ray.results.selection import SCORE_NAMES, spearman
 
-SELF_TRAINING = "self-training: sees unlabelled images of the target, as no method above does"
+SELF_TRAINING = (
+    "self-training: sees unlabelled images of the target; no rival of methods that do not"
+)
 CLASSES = "target_val/class_iou/"
 DAGGER = "\N{DAGGER}"
 _EMPTY = "-"
@@ -225,12 +227,13 @@ def remarks_on_all(compared: Compared) -> list[str]:
 
 
 def sources(comparison: Comparison) -> list[str]:
-    """Where the published numbers beside a comparison were read."""
+    """Where the published numbers of a table were read, in a sentence if there are any."""
     by_source: dict[str, dict[str, None]] = {}
     for beside in comparison.beside:
         if beside is not None:
             by_source.setdefault(beside.row.source, {})[beside.row.method] = None
-    return [f"{source}: {', '.join(methods)}" for source, methods in by_source.items()]
+    listed = "; ".join(f"{source}: {', '.join(of)}" for source, of in by_source.items())
+    return [f"Sources of the published numbers: {listed}."] if listed else []
 
 
 def _how_measured(comparison: Comparison) -> str:
@@ -358,7 +361,9 @@ def _notes(comparison: Comparison) -> list[str]:
             methods.setdefault(note, {})[row.method] = None
     count = len({row.method for row in comparison.rows})
     return [
-        f"note: {note}" if len(of) == count else f"note on {', '.join(of)}: {note}"
+        f"note: {note}"
+        if len(of) == count or note.startswith(tuple(of))
+        else f"note on {', '.join(of)}: {note}"
         for note, of in methods.items()
         if note != SEES_TARGET
     ]

@@ -22,6 +22,7 @@ from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import read_results
 
 DATA_HASH = "data_sha256"
+DATA_PLACES = tuple(path for path in PLACES if path.startswith("data."))
 LEFT_OUT = ("stopped", "failed", "unfinished")
 # What has no effect on what is compared, and what a comparison tells apart from the settings.
 _APART = (
@@ -87,8 +88,7 @@ class Ended:
         }
         if self.data_sha256 is None:
             return settings
-        places = [path for path in PLACES if path.startswith("data.")]
-        kept = {path: value for path, value in settings.items() if path not in places}
+        kept = {path: value for path, value in settings.items() if path not in DATA_PLACES}
         return kept | {DATA_HASH: self.data_sha256}
 
     @property
