@@ -77,17 +77,16 @@ def _check_styles(config: RunConfig) -> None:
 
 
 def _check_reference_images(config: RunConfig) -> None:
-    from csg_ray.data.reference_images import (
-        CLASSES,
-        check_reference_classes,
-        load_reference_images,
-    )
+    from csg_ray.data.reference_images import check_reference_classes, load_reference_images
+    from csg_ray.models.resnet import IMAGENET_CLASSES, MINI_CLASSES
 
     if config.evaluation.reference_images is None:
         return
     images = load_reference_images(config.evaluation.reference_images)
-    if config.model.weights in CLASSES:
-        check_reference_classes(images, CLASSES[config.model.weights], config.model)
+    # The classes of other weights are known when a training reads them.
+    known = {"bundled": MINI_CLASSES, "imagenet": IMAGENET_CLASSES}
+    if config.model.weights in known:
+        check_reference_classes(images, known[config.model.weights], config.model)
 
 
 def searched_data(space: SearchSpace) -> list[DataConfig]:

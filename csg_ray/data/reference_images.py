@@ -13,8 +13,6 @@ from csg_ray.data.class_folders import list_folders, list_images
 from csg_ray.data.file_splits import FileSplit
 
 SETTING = "evaluation.reference_images"
-# Of the weights whose classes are known before they are read.
-CLASSES = {"bundled": 10, "imagenet": 1000}
 
 
 def load_reference_images(folder: str) -> FileSplit:
