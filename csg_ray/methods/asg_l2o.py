@@ -44,9 +44,8 @@ class ASGL2O(ASG):
     window, and every decision is credited with its own return; in the authors' release, by mistake,
     neither is so.
 
-    At the published rate of the policy one episode leaves every ratio about as probable as it was
-    (within 0.001 of 1/11 on a made-up course of the losses of VisDA-17, 100 episodes within 0.024):
-    the defaults draw at random.
+    At the published rate of the policy one episode leaves every ratio about as probable as it was:
+    the defaults draw nearly at random (`benchmarks/policy_learning.py`).
 
     The ratios multiply the scheduled rate, whose warm-up and decay run over all epochs, episodes
     too. Published are train.backbone_lr_mult 1, warmup_steps 0 and decay_power 0: one constant
