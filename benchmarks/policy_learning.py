@@ -3,10 +3,10 @@
     python benchmarks/policy_learning.py
 
 An episode is the first epoch of VisDA-17 (4,763 steps), its losses made up: CE falls from 2.5
-towards 0.1, KL rises from 0 towards 0.5. The policy has the defaults of asg_l2o. Printed are the least and
-the greatest probability of a ratio over all parameter groups, at an episode's last decision; 1/11
-is 0.0909. No network is involved, so that the choices change no loss: what is shown is how far
-the policy's learning rate can carry it, not whether it would learn the right thing.
+towards 0.1, KL rises from 0 towards 0.5. The policy has the defaults of asg_l2o. Printed are the
+least and the greatest probability of a ratio over all parameter groups, at an episode's last
+decision; 1/11 is 0.0909. No network is involved, so that the choices change no loss: what is shown
+is how far the policy's learning rate can carry it, not whether it would learn the right thing.
 """
 
 from __future__ import annotations
