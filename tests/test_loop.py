@@ -83,8 +83,11 @@ def _draw() -> float:
     return float(torch.rand(())) * random.random() * float(np.random.random())  # noqa: NPY002
 
 
+TIMES = ("images_per_second", "seconds")
+
+
 def _timeless(metrics: Metrics) -> Metrics:
-    return {name: value for name, value in metrics.items() if name != "images_per_second"}
+    return {name: value for name, value in metrics.items() if name not in TIMES}
 
 
 def _assert_equal(one: Any, other: Any) -> None:
@@ -94,7 +97,7 @@ def _assert_equal(one: Any, other: Any) -> None:
     elif isinstance(one, dict):
         assert one.keys() == other.keys()
         for key in one:
-            if key != "images_per_second":
+            if key not in TIMES:
                 _assert_equal(one[key], other[key])
     elif isinstance(one, list | tuple):
         assert len(one) == len(other)
@@ -172,11 +175,13 @@ def test_every_step_has_its_rate_and_fills_the_queue_and_every_epoch_its_order(
 def test_reports_have_the_promised_keys() -> None:
     (report,) = _collect(_config({"epochs": 1}))
     splits = {f"{split}/{key}" for split in ("source_val", "target_val") for key in SPLIT_METRICS}
-    rest = {"epoch", "diverged", "images_per_second", "workers"}
+    rest = {"epoch", "diverged", "workers", *TIMES}
     train = {"train/loss", "train/nce", "train/queue_fill", "train/skipped_steps"}
     assert set(report) == splits | rest | train
     assert all(math.isfinite(value) for value in report.values())
     assert report["images_per_second"] > 0
+    # Of the epoch, the 96 images of training are a part.
+    assert report["seconds"] > 96 / report["images_per_second"]
     assert report["diverged"] == 0
     assert report["workers"] == 1
 

@@ -196,7 +196,11 @@ def _collect(config: RunConfig, folder: Path | None = None, **options: Any) -> l
 
 
 def _timeless(metrics: Metrics) -> Metrics:
-    return {name: value for name, value in metrics.items() if name != "images_per_second"}
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name not in ("images_per_second", "seconds")
+    }
 
 
 @pytest.mark.timeout(30)

@@ -32,7 +32,6 @@ def build_optuna_study(study: Study, storage: BaseStorage | None = None) -> optu
     rebuilt = optuna.create_study(
         study_name=study.name, directions=directions(study.space), storage=storage
     )
-    rebuilt.set_metric_names([objective.metric for objective in study.space.objectives])
     ended = [trial for trial in study.trials if trial.state != "unfinished"]
     rebuilt.add_trials([frozen_trial(study.space, trial, {"id": trial.id}) for trial in ended])
     return rebuilt

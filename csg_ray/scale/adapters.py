@@ -117,7 +117,7 @@ class StartCallback(Callback):
 
 def metrics_of(result: dict[str, Any]) -> dict[str, Any]:
     """What the loop reported, without the keys that Tune adds."""
-    plain = ("epoch", "diverged", "workers", "images_per_second")
+    plain = ("epoch", "diverged", "workers", "images_per_second", "seconds")
     return {
         key: value
         for key, value in result.items()

@@ -229,13 +229,18 @@ def _repeat(config: RunConfig, number: int) -> RunConfig:
 
 
 def _run_epoch(trainings: list[Training], epoch: int) -> Metrics:
-    """Advance every repeat by one epoch; one that diverges ends them all."""
+    """Advance every repeat by one epoch; one that diverges ends them all.
+
+    `seconds` is what the epoch has cost: training and measuring, all repeats, on each worker.
+    """
+    started, diverged = time.perf_counter(), 0
     try:
         metrics = _summarise([training.run_epoch(epoch) for training in trainings])
     except DivergedError as error:
         logger.info("diverged in epoch %d: %s", epoch, error)
-        return {"epoch": epoch, **_worst(trainings), "diverged": 1, "workers": world_size()}
-    return {"epoch": epoch, **metrics, "diverged": 0, "workers": world_size()}
+        metrics, diverged = _worst(trainings), 1
+    cost = {"workers": world_size(), "seconds": time.perf_counter() - started}
+    return {"epoch": epoch, **metrics, "diverged": diverged, **cost}
 
 
 def _summarise(repeats: list[Metrics]) -> Metrics:
