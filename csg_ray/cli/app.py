@@ -22,6 +22,13 @@ app = typer.Typer(
 )
 
 
+class ImageFormat(StrEnum):
+    """What pictures are written as."""
+
+    png = "png"
+    svg = "svg"
+
+
 class Selection(StrEnum):
     """The selection rules, for `--by`."""
 
@@ -178,13 +185,45 @@ def restore(
 @app.command()
 def best(
     study: StudyFolder,
-    top: Annotated[int, typer.Option(min=1, help="How many trials.")] = 5,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="How many trials; 5, or 3 to be trained again.")
+    ] = None,
     by: By = None,
+    rerun_seeds: Annotated[
+        int | None,
+        typer.Option(min=2, help="Train them again over so many new seeds, then name the winner."),
+    ] = None,
+    verbose: Verbose = False,
 ) -> None:
-    """Show the best trials of a study, finished or not."""
-    from csg_ray.cli.inspecting import show_best
+    """Show the best trials of a study, finished or not, and what each selection rule picks."""
+    rule = by.value if by else None
+    if rerun_seeds is None:
+        from csg_ray.cli.inspecting import show_best
 
-    show_best(open_path(study), top, by.value if by else None)
+        show_best(open_path(study), top or 5, rule)
+    else:
+        from csg_ray.cli.rerunning import rerun_best
+
+        rerun_best(open_path(study), top or 3, rule, rerun_seeds, verbose)
+
+
+@app.command()
+def report(
+    study: StudyFolder,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE.html", help="New file; STUDY/report.html otherwise.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="New directory for each figure as a picture.")
+    ] = None,
+    image_format: Annotated[
+        ImageFormat, typer.Option("--format", help="Of the pictures.")
+    ] = ImageFormat.png,
+) -> None:
+    """Write one page about a study, with its figures; it opens without a network."""
+    from csg_ray.cli.reporting import write_report
+
+    write_report(open_path(study), open_path(out) if out else None, images, image_format.value)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Any
 from csg_ray.cli.board import LABELS, describe_metric, describe_value, score_of
 from csg_ray.cli.guard import command, fail
 from csg_ray.cli.summary import STAMP, no_winner, print_agreement, print_notes
+from csg_ray.config.data import has_sealed_split
 from csg_ray.config.errors import UserError
 from csg_ray.results.export import (
     check_new_file,
@@ -17,6 +18,7 @@ from csg_ray.results.export import (
     selected_with_target_labels,
     write_config,
 )
+from csg_ray.results.picks import TIES, RulePick, rule_picks
 from csg_ray.results.selection import OBJECTIVE, SCORE_NAMES, Rule
 from csg_ray.results.study import ENERGY, Study, Trial, load_study
 from csg_ray.storage.paths import StoragePath
@@ -37,6 +39,7 @@ def show_best(directory: StoragePath, top: int, by: str | None) -> None:
     if not console.is_terminal:
         console.width = 240
     console.print(_best_table(study, trials, rule))
+    console.print(_picks_table(study, rule_picks(study)))
     if selected_with_target_labels(study, rule.name):
         print(STAMP)
     print_agreement(study)
@@ -71,6 +74,28 @@ def _best_table(study: Study, trials: list[Trial], rule: Rule) -> Any:
         scores = (describe_metric(trial.last, key) for key in columns)
         settings = (describe_value(trial.params.get(path)) for path in paths)
         table.add_row(warm, trial.state, str(trial.epoch), *scores, *settings)
+    return table
+
+
+def _picks_table(study: Study, picks: list[RulePick]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="what each rule picks", caption=TIES)
+    metrics = [study.score_metric, ENERGY, *(each.metric for each in study.rules.values())]
+    columns = {metric: LABELS.get(metric, metric) for metric in metrics}
+    sealed = has_sealed_split(study.space.first_config().data)
+    tests = ("target_test",) if sealed else ()
+    for header in ("rule", "trial", *columns.values(), *tests, STAMP):
+        table.add_column(header, justify="left" if header in ("rule", "trial") else "right")
+    for pick in picks:
+        tested = describe_metric(pick.tested, study.space.score) if pick.tested else "sealed"
+        table.add_row(
+            pick.rule.name,
+            f"{pick.trial.id} (of {len(pick.equals) + 1} equal)" if pick.equals else pick.trial.id,
+            *(describe_metric(pick.trial.last, metric) for metric in columns),
+            *((tested,) if sealed else ()),
+            "yes" if pick.uses_target_labels else "no",
+        )
     return table
 
 

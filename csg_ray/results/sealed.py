@@ -14,7 +14,9 @@ from csg_ray.config.errors import UserError
 from csg_ray.config.load import load_config
 from csg_ray.config.reader import read_yaml
 from csg_ray.config.run import RunConfig
-from csg_ray.results.export import export_behind, selected_with_target_labels
+from csg_ray.results.export import export_behind
+from csg_ray.results.picks import RESULTS_FILE, read_test_results, rule_picks
+from csg_ray.results.reruns import parent_of
 from csg_ray.results.study import Study, is_study, load_study
 from csg_ray.storage.folders import check_writable
 from csg_ray.storage.paths import StoragePath, open_path
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from csg_ray.methods.base import Method
 
 PICKS_FILE = "test_picks.json"
-RESULTS_FILE = "test_results.json"
 LEDGER_FILE = "test_ledger.jsonl"
 
 
@@ -79,7 +80,9 @@ def evaluate_study(directory: StoragePath) -> dict[str, Any]:
         raise UserError(f"no trial of study {directory} has completed, so there is nothing to test")
     searches_data = any(path.startswith("data.") for path in study.space.space)
     expected = None if searches_data else study.provenance.get("data_sha256")
-    return _evaluate(directory, picks, expected, directory / LEDGER_FILE)
+    # Reruns look at the split that the study they belong to has, and neither may hide its look.
+    keeper = parent_of(directory) or directory
+    return _evaluate(directory, picks, expected, keeper / LEDGER_FILE)
 
 
 def evaluate_run(directory: StoragePath) -> dict[str, Any]:
@@ -128,18 +131,16 @@ def _last_epoch(directory: StoragePath, config: RunConfig) -> int:
 
 
 def _study_picks(study: Study) -> list[Pick]:
-    winners = {rule: study.best_trial(rule) for rule in study.rules}
     return [
         Pick(
-            rule=rule,
-            trial=trial.id,
-            config=study.space.config_for(dict(trial.params)),
-            checkpoint=trial.checkpoint,
-            epoch=trial.epoch,
-            used_target_labels=selected_with_target_labels(study, rule),
+            rule=pick.rule.name,
+            trial=pick.trial.id,
+            config=study.space.config_for(dict(pick.trial.params)),
+            checkpoint=pick.trial.checkpoint,
+            epoch=pick.trial.epoch,
+            used_target_labels=pick.uses_target_labels,
         )
-        for rule, trial in winners.items()
-        if trial is not None
+        for pick in rule_picks(study)
     ]
 
 
@@ -152,7 +153,7 @@ def _evaluate(
     states = {pick.trial: _load_state(pick) for pick in picks}
     sealed = _sealed_split(directory, picks, data_sha256)
     methods = {pick.trial: _load_methods(pick, states[pick.trial]) for pick in picks}
-    earlier_results = _earlier_results(directory / RESULTS_FILE)
+    earlier_results = read_test_results(directory)
     frozen = {"frozen_at": _now(), "picks": [pick.describe() for pick in picks]}
     write_atomically(directory / PICKS_FILE, json.dumps(frozen, indent=1))
 
@@ -223,22 +224,6 @@ def _sealed_split(
             "export each trial, train it, and evaluate its run"
         )
     return first
-
-
-def _earlier_results(path: StoragePath) -> list[dict[str, Any]]:
-    """Results of earlier looks, oldest first: a better second look must not hide the first."""
-    if not path.is_file():
-        return []
-    try:
-        last = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        last = None
-    if not isinstance(last, dict) or not isinstance(last.get("earlier_results"), list):
-        raise UserError(
-            f"{path} is damaged or was not written by csg-ray evaluate; bring it back from a copy, "
-            "or move it away"
-        )
-    return [*last.pop("earlier_results"), last]
 
 
 def _load_methods(pick: Pick, state: dict[str, Any]) -> list[Method]:

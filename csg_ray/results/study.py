@@ -62,6 +62,12 @@ class Trial:
         return int(self.last.get("epoch", 0))
 
     @property
+    def seconds(self) -> float | None:
+        """What its recorded epochs have cost on each worker; None where that was not measured."""
+        costs = [line.get("seconds") for line in self.results]
+        return None if None in costs else float(sum(cost for cost in costs if cost is not None))
+
+    @property
     def checkpoint(self) -> StoragePath:
         """Where the newest checkpoint is, if it was kept."""
         return self.directory / CHECKPOINT_FILE
@@ -73,13 +79,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class Study:
-    """One search: its space, its provenance, its trials in the order of their ids."""
+    """One search: its space, its provenance, its trials in the order of their ids.
+
+    Attributes:
+        created: when it began, as ISO 8601; empty where that was not written down.
+    """
 
     directory: StoragePath
     space: SearchSpace
     provenance: Mapping[str, Any]
     restores: tuple[Mapping[str, Any], ...]
     trials: tuple[Trial, ...]
+    created: str = ""
 
     @property
     def name(self) -> str:
@@ -186,6 +197,7 @@ def load_study(path: str | StoragePath) -> Study:
         provenance=header["provenance"],
         restores=tuple(header.get("restores") or ()),
         trials=tuple(sorted(found, key=lambda trial: (len(trial.id), trial.id))),
+        created=str(header.get("created", "")),
     )
 
 
