@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help install format check lint type test test-fast test-ray test-all cluster-tools test-cluster search clean
+.PHONY: help install format check lint type test test-fast test-ray test-all cluster-tools test-cluster browser-tools test-browser search clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -55,7 +55,7 @@ test: $(VENV)/.installed-dev     ## everything but the slow tests
 	exit $$((ray | fast))
 
 test-all: $(VENV)/.installed-dev ## with the slow tests
-	$(BIN)/pytest -q -m "not cluster and not gpu and not data"
+	$(BIN)/pytest -q -m "not cluster and not browser and not gpu and not data"
 
 cluster-tools:   ## the Debian packages of test-cluster, where root lacks them
 	@for tool in ip ssh sshd rsync; do command -v $$tool > /dev/null || missing=1; done; \
@@ -67,6 +67,15 @@ cluster-tools:   ## the Debian packages of test-cluster, where root lacks them
 # Skipped without root or namespaces; where both are there, a missing package is a failure.
 test-cluster: $(VENV)/.installed-dev  ## ray up on hosts made of namespaces: Linux, root, five minutes
 	$(BIN)/pytest -q -s -m cluster tests/test_ray_up.py
+
+browser-tools:   ## Debian's Chromium, for test-browser and for pictures of figures
+	@if ! command -v chromium > /dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+		--no-install-recommends chromium fonts-dejavu-core > /dev/null; \
+	fi
+
+test-browser: $(VENV)/.installed-dev browser-tools  ## reports in a real browser, as root on Debian
+	$(BIN)/pytest -q -m browser tests/test_report_browser.py
 
 clean:           ## remove .venv and caches; studies and runs stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -118,14 +118,15 @@ def _energy_and_score(study: Study, best: Trial | None) -> Figure | None:
         name="completed trials",
     )
     _mark(plot, study, best, _at_energy)
-    plot.update_xaxes(title="HSE on target_val (lower is more diverse)")
+    plot.update_xaxes(title=metric_label(ENERGY))
     plot.update_yaxes(title=f"{score_label(study)} on target_val")
     agreement = study.energy_and_accuracy()
     told = f"{agreement}" if agreement else "Fewer than four completed trials: no correlation"
     return Figure(
         "energy_and_score",
         f"Hyperspherical energy against {score_label(study)}",
-        f"{told}, over {len(trials)} completed trials. Up and to the left is better; the dotted "
+        f"{told}, over {len(trials)} completed trials. Lower energy is "
+        "more diverse: up and to the left is better; the dotted "
         "line is the Pareto front.",
         _styled(plot),
     )
