@@ -125,9 +125,8 @@ def _energy_and_score(study: Study, best: Trial | None) -> Figure | None:
     return Figure(
         "energy_and_score",
         f"Hyperspherical energy against {score_label(study)}",
-        f"{told}, over {len(trials)} completed trials. Lower energy is "
-        "more diverse: up and to the left is better; the dotted "
-        "line is the Pareto front.",
+        f"{told}, over {len(trials)} completed trials. Lower energy is more diverse, so up and to "
+        "the left is better; the dotted line is the Pareto front.",
         _styled(plot),
     )
 
