@@ -52,7 +52,7 @@ class SegmentationConfig(TaskConfig):
     task: ClassVar[Task] = "segmentation"
     flip: bool = Field(True, description="horizontally, every other image")
     min_scale: float = Field(0.75, gt=0, le=10, description="of the image, drawn anew every time")
-    max_scale: float = Field(1.25, gt=0, le=10)
+    max_scale: float = Field(1.25, gt=0, le=10, description="the largest, at least min_scale")
 
     @model_validator(mode="after")
     def _ordered_scales(self) -> SegmentationConfig:

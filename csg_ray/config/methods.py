@@ -133,7 +133,7 @@ class ASGL2OConfig(MethodSection):
     discount: float = Field(
         0.99, ge=0, le=1, description="of later rewards; published for segmentation: 0"
     )
-    policy_learning_rate: float = Field(7e-4, gt=0, le=100)
+    policy_learning_rate: float = Field(7e-4, gt=0, le=100, description="of the policy's own SGD")
     min_window: int = Field(10, ge=1, description="steps of the shortest window")
     reward: Literal["negative_loss", "exp_negative_loss"] = Field(
         "negative_loss",
@@ -151,18 +151,22 @@ class CSGConfig(MethodSection):
     temperature: float = Field(0.07, gt=0, le=100, description="tau of InfoNCE (Eq. 3)")
     stages: str = Field("3,4", description="G, the stages that carry the loss (Eq. 5)")
     ema_momentum: float = Field(0.999, ge=0, le=1, description="m of the EMA projection heads")
-    projection_dim: int = Field(128, ge=1, le=4096)
+    projection_dim: int = Field(128, ge=1, le=4096, description="length of queries and keys")
     train_projection: bool = Field(
         True, description="false: the projection heads stay random (published for segmentation)"
     )
     queue_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="K keys per stage; auto: min(65536, 0.43 of the keys of an epoch)"
     )
-    pooling: Literal["attention", "mean"] = "attention"
+    pooling: Literal["attention", "mean"] = Field(
+        "attention", description="A-pool (Sec. 3.4), or the plain mean over positions"
+    )
     attention_from: Literal["encoder", "self"] = Field(
         "encoder", description="whose map gives the reference's attention (Sec. 3.4)"
     )
-    detach_attention: bool = False
+    detach_attention: bool = Field(
+        False, description="true: no gradient through the query's attention"
+    )
     patch_grid: int = Field(
         1, ge=1, le=64, description="patches per side for the dense loss (Eq. 6)"
     )
@@ -232,10 +236,10 @@ class SelfTrainingConfig(MethodSection):
         0.2, gt=0, le=1, description="p, of the target predicted as each class, that is kept"
     )
     target_share_step: float = Field(0.05, ge=0, le=1, description="added after every round")
-    target_share_max: float = Field(0.5, gt=0, le=1)
+    target_share_max: float = Field(0.5, gt=0, le=1, description="where target_share stops")
     source_share: float = Field(0.065, gt=0, le=1, description="of the source's images in a round")
     source_share_step: float = Field(0.0085, ge=0, le=1, description="added after every round")
-    source_share_max: float = Field(0.165, gt=0, le=1)
+    source_share_max: float = Field(0.165, gt=0, le=1, description="where source_share stops")
 
 
 class CBSTConfig(SelfTrainingConfig):

@@ -19,15 +19,21 @@ SCORES: dict[Task, str] = {
 class ModelConfig(Section):
     """The encoder, its reference, and the task head."""
 
-    name: Literal["mini", "resnet18", "resnet34", "resnet50", "resnet101"] = "mini"
+    name: Literal["mini", "resnet18", "resnet34", "resnet50", "resnet101"] = Field(
+        "mini", description="the encoder; mini is small, pre-trained at 32 pixels"
+    )
     weights: str = Field("bundled", description="bundled (mini) | imagenet | none | path of a file")
-    norm: Literal["batch", "ibn_a", "ibn_b"] = "batch"
+    norm: Literal["batch", "ibn_a", "ibn_b"] = Field(
+        "batch", description="BatchNorm alone, or IBN-Net's variant a or b (Pan et al. 2018)"
+    )
     head: Literal["mlp", "linear", "aspp_v3", "deeplabv2", "fcn"] = Field(
         "mlp", description="mlp | linear; of segmentation aspp_v3 (published) | deeplabv2 | fcn"
     )
     head_width: int = Field(512, ge=1, le=65536, description="hidden units of the mlp head")
     freeze_batch_norm: bool = Field(True, description="keep the pre-trained running statistics")
-    train_batch_norm_affine: bool = True
+    train_batch_norm_affine: bool = Field(
+        True, description="train scale and shift of the encoder's BatchNorm"
+    )
 
 
 class AugmentConfig(Section):
@@ -62,20 +68,27 @@ class AugmentConfig(Section):
 class TrainConfig(Section):
     """Optimiser, schedule, and the guard against divergence."""
 
-    epochs: int = Field(30, ge=1, le=100_000)
-    batch_size: int = Field(32, ge=1, le=65536)
+    epochs: int = Field(30, ge=1, le=100_000, description="the full budget of a training")
+    batch_size: int = Field(32, ge=1, le=65536, description="images in a step, of all workers")
     steps_per_epoch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="batches drawn with replacement; auto: every image once"
     )
     learning_rate: float = Field(1e-4, gt=0, le=100, description="of the heads")
-    backbone_lr_mult: float = Field(0.1, ge=0, le=100)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0, le=1)
-    sgd_form: Literal["pytorch", "lr_in_buffer"] = "pytorch"
+    backbone_lr_mult: float = Field(
+        0.1, ge=0, le=100, description="the encoder's learning rate, as a multiple of the heads'"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(
+        5e-4, ge=0, le=1, description="of every trained parameter, BatchNorm and biases too"
+    )
+    sgd_form: Literal["pytorch", "lr_in_buffer"] = Field(
+        "pytorch",
+        description="lr_in_buffer: the momentum buffer holds the rate, as the authors' does",
+    )
     warmup_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="auto: min(100, 5 % of the steps)"
     )
-    decay_power: float = Field(0.9, ge=0, le=10)
+    decay_power: float = Field(0.9, ge=0, le=10, description="of (1 - t/T); 0: a constant rate")
     decay_floor: float = Field(
         0.0, ge=0, lt=1, description="ASG clips t/T at 1 - floor (0.2 there)"
     )
@@ -86,7 +99,7 @@ class TrainConfig(Section):
 class EvaluationConfig(Section):
     """How the metrics are measured."""
 
-    batch_size: int = Field(256, ge=1, le=65536)
+    batch_size: int = Field(256, ge=1, le=65536, description="images at a time; memory and speed")
     flip: bool = Field(
         False, description="average sigmoid scores over horizontal flips (VisDA: true)"
     )
@@ -105,7 +118,7 @@ class EvaluationConfig(Section):
 class RunConfig(Section):
     """One training. `seed` seeds all but the data, whose own seed stays put over repeats."""
 
-    seed: int = Field(0, ge=0, le=2**32 - 1)
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of everything but the data")
     data: DataConfig = DigitsConfig()
     model: ModelConfig = ModelConfig()
     method: MethodConfig = CSGConfig()

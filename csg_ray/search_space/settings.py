@@ -27,19 +27,27 @@ METRICS = tuple(f"{split}/{metric}" for split in SPLITS for metric in SPLIT_METR
 class Objective(Section):
     """A metric key and the direction that is better."""
 
-    metric: str
-    mode: Literal["min", "max"]
+    metric: str = Field(description="as search.metric")
+    mode: Literal["min", "max"] = Field(description="the better direction")
 
 
 class SearchConfig(Section):
     """How a study searches. `objectives` stands in the place of `metric` and `mode`."""
 
-    metric: str | None = None
-    mode: Literal["min", "max"] | None = None
-    objectives: tuple[Objective, ...] = ()
-    num_trials: int = Field(16, ge=1, le=1_000_000)
-    sampler: Literal["tpe", "random", "grid", "nsga2"] = "tpe"
-    scheduler: Literal["asha", "none"] = "asha"
+    metric: str | None = Field(
+        None, description="what is optimised, SPLIT/METRIC; needed unless objectives are given"
+    )
+    mode: Literal["min", "max"] | None = Field(None, description="the better direction of metric")
+    objectives: tuple[Objective, ...] = Field(
+        (), description="several {metric, mode}; the sampler sees all, asha the first"
+    )
+    num_trials: int = Field(16, ge=1, le=1_000_000, description="in all, warm-start points too")
+    sampler: Literal["tpe", "random", "grid", "nsga2"] = Field(
+        "tpe", description="Optuna's; grid: combinations of choices, each once"
+    )
+    scheduler: Literal["asha", "none"] = Field(
+        "asha", description="asha stops weak trials early; none runs all to the end"
+    )
     grace_period: int = Field(1, ge=1, description="epochs that ASHA grants every trial")
     reduction_factor: int = Field(3, ge=2, description="ASHA keeps one of so many at a rung")
     repeats: int = Field(1, ge=1, le=1000, description="seeds per setting; means are reported")
@@ -55,8 +63,10 @@ class SearchConfig(Section):
 class ResourcesConfig(Section):
     """What one trial takes."""
 
-    workers_per_trial: int = Field(1, ge=1, le=100_000)
-    cpus_per_worker: int = Field(1, ge=1, le=100_000)
+    workers_per_trial: int = Field(
+        1, ge=1, le=100_000, description="above 1 each trial is a Ray Train run"
+    )
+    cpus_per_worker: int = Field(1, ge=1, le=100_000, description="that Ray reserves")
     gpus_per_worker: float = Field(0.0, ge=0, le=1000, description="a fraction shares a GPU")
 
 
