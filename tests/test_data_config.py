@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from csg_ray.config import RunConfig, override_config
-from csg_ray.config.data import DATA_CONFIGS, NO_SEALED_SPLIT, DigitScenesConfig, VisDA17Config
+from csg_ray.config.data import (
+    DATA_CONFIGS,
+    NO_SEALED_SPLIT,
+    DigitScenesConfig,
+    DigitsConfig,
+    GTA5CityscapesConfig,
+    VisDA17Config,
+    measured_splits,
+)
 from csg_ray.config.load import setting_fields
 from csg_ray.data.epoch import train_batches
 from csg_ray.data.load import load_splits
@@ -200,3 +208,14 @@ def test_an_augmentation_is_called_without_effect_if_and_only_if_no_view_changes
                 continue
             changed.append(not _same(_views(_config(case, {f"augment.{name}": value})), views))
         assert (f"augment.{name}" in inert) is not any(changed), name
+
+
+def test_the_published_protocol_of_gta5_holds_its_own_source_val_out() -> None:
+    """Found by reading: the rule by source_val was refused there, though it was measured."""
+    both = ("source_val", "target_val")
+    sealed = GTA5CityscapesConfig(gta5="a", cityscapes="b")
+    assert measured_splits(sealed) == both
+    assert measured_splits(sealed.model_copy(update={"protocol": "published"})) == both
+    assert measured_splits(VisDA17Config(root="a", protocol="published")) == ("target_val",)
+    assert measured_splits(VisDA17Config(root="a")) == both
+    assert measured_splits(DigitsConfig()) == both

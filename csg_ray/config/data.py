@@ -230,8 +230,9 @@ def lacks_target_train(config: TaskConfig) -> str | None:
 
 def measured_splits(config: TaskConfig) -> tuple[str, ...]:
     """The splits that are measured after every epoch."""
-    # The published protocol holds nothing out of the source.
-    return ("source_val", "target_val") if has_sealed_split(config) else ("target_val",)
+    if isinstance(config, PublishedConfig) and config.protocol == "published":
+        return ("source_val", "target_val") if config.published_source_val else ("target_val",)
+    return ("source_val", "target_val")
 
 
 DataConfig = Annotated[
