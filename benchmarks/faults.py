@@ -96,6 +96,7 @@ def train_through(faults: dict[int, Callable[[], None]], minimum: int = 2) -> Ou
     with tempfile.TemporaryDirectory() as folder:
         config = override_config(RunConfig(), BASE)
         job = {"directory": folder, "config": config.model_dump(), "repeats": 1, "threads": 1}
+        job["settings"] = {}
         train_with_workers(job, "faults", Workers(2, minimum, 1, 0), on_epoch)
     epochs = [line["epoch"] for line in seen]
     return {

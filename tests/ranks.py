@@ -98,7 +98,7 @@ def resume(folder: Path, first: int, then: int | None) -> list[dict[str, float]]
     reports: list[dict[str, float]] = []
     path = folder / f"checkpoint-{first}.pt"
 
-    def write(metrics: dict[str, float], save: Callable[[Path], None]) -> None:
+    def write(metrics: dict[str, float], save: Callable[[Path], None], _: object) -> None:
         reports.append(metrics)
         if then is None and metrics["epoch"] == 1:
             save(path)
@@ -116,7 +116,7 @@ def outcome(act: Callable[[], object]) -> str:
     return "nothing was raised"
 
 
-def full(metrics: dict[str, float], save: Callable[[Path], None]) -> None:
+def full(*_: object) -> None:
     """A recorder whose disk is full."""
     raise OSError(28, "No space left on device")
 

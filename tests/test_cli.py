@@ -247,7 +247,9 @@ def scale(monkeypatch: pytest.MonkeyPatch, make_study: MakeStudy) -> SimpleNames
     """Stands in for `csg_ray.scale`: `ran` holds the calls, `ending` may raise."""
     room = SimpleNamespace(ran=[], ending=lambda: None)
 
-    def run_study(space: SearchSpace, directory: Path, progress: Progress, verbose: bool) -> None:
+    def run_study(
+        space: SearchSpace, directory: Path, progress: Progress, verbose: bool, *_: object
+    ) -> None:
         made = make_study(*TRIALS)
         if made != directory.absolute():
             directory.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +266,9 @@ def scale(monkeypatch: pytest.MonkeyPatch, make_study: MakeStudy) -> SimpleNames
         progress.study_finished()
         room.ending()
 
-    def restore_study(directory: Path, more: int, progress: Progress, verbose: bool) -> None:
+    def restore_study(
+        directory: Path, more: int, progress: Progress, verbose: bool, *_: object
+    ) -> None:
         room.ran.append((directory, more, verbose))
         room.ending()
 
@@ -362,7 +366,9 @@ def lose_name(times: int) -> Callable[..., None]:
     real = sys.modules["csg_ray.scale.tuner"].run_study
     left = [times]
 
-    def run_study(space: SearchSpace, directory: Path, progress: Progress, verbose: bool) -> None:
+    def run_study(
+        space: SearchSpace, directory: Path, progress: Progress, verbose: bool, *_: object
+    ) -> None:
         if left[0]:
             left[0] -= 1
             directory.mkdir(parents=True)

@@ -235,7 +235,7 @@ def test_the_method_of_the_example_trains_on_its_data(monkeypatch: pytest.Monkey
         train=TrainConfig(epochs=1, batch_size=16, learning_rate=0.03),
     )
     reports: list[dict[str, float]] = []
-    fit(config, lambda metrics, save: reports.append(metrics))
+    fit(config, lambda metrics, *_: reports.append(metrics))
     (report,) = reports
     assert report["diverged"] == 0
     assert report["train/loss"] > 0.1 * report["train/squared_logit"] > 0

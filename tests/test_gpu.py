@@ -45,7 +45,7 @@ def _train(
     """The reports of a training; its checkpoints go to `folder`, one an epoch."""
     reports: list[Metrics] = []
 
-    def on_epoch_end(metrics: Metrics, save: Callable[[Path], None]) -> None:
+    def on_epoch_end(metrics: Metrics, save: Callable[[Path], None], _: object) -> None:
         reports.append(metrics)
         save(folder / f"{metrics['epoch']}.pt")
 

@@ -67,7 +67,7 @@ def _collect(config: RunConfig, folder: Path | None = None, **options: Any) -> l
     """The reports of a training; checkpoints go to `folder`, one an epoch."""
     reports: list[Metrics] = []
 
-    def on_epoch_end(metrics: Metrics, save: Callable[[Path], None]) -> None:
+    def on_epoch_end(metrics: Metrics, save: Callable[[Path], None], _: object) -> None:
         reports.append(metrics)
         if folder is not None:
             save(folder / f"{metrics['epoch']}.pt")
@@ -330,7 +330,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         fit(config, _refuse, resume_from=tmp_path / "2.pt")
 
 
-def _refuse(metrics: Metrics, save: Callable[[Path], None]) -> None:
+def _refuse(*_: object) -> None:
     raise AssertionError("nothing may be trained")
 
 

@@ -66,7 +66,7 @@ def test_a_nested_study_trains_as_a_flat_one_and_leaves_nothing(
     assert second.epoch < 3
     assert {line["workers"] for line in first.results} == {2}
     alone: list[dict[str, float]] = []
-    fit(space.config_for(first.params), lambda metrics, save: alone.append(metrics))
+    fit(space.config_for(first.params), lambda metrics, *_: alone.append(metrics))
     for ours, theirs in zip(first.results, alone, strict=True):
         for key in ("train/loss", "target_val/mean_class_accuracy", "target_val/hse"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3), (ours["epoch"], key)

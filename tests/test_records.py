@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from csg_ray.config.errors import UserError
 from csg_ray.storage.checkpoint import save_checkpoint
@@ -25,6 +24,7 @@ from csg_ray.storage.records import (
     write_atomically,
 )
 from csg_ray.training.recorder import EpochRecorder
+from event_files import event_files, read_scalars
 
 
 def _metrics(epoch: int) -> dict[str, float]:
@@ -33,17 +33,6 @@ def _metrics(epoch: int) -> dict[str, float]:
 
 def _saver(metrics: dict[str, float]) -> Callable[[StoragePath], None]:
     return lambda path: save_checkpoint(path, {"epoch": metrics["epoch"], "metrics": metrics})
-
-
-def read_scalars(content: bytes) -> list[tuple[int, str, float]]:
-    """(step, tag, value) of an event file: records of length, its checksum, data, checksum."""
-    found = []
-    while content:
-        length = int.from_bytes(content[:8], "little")
-        event = Event.FromString(content[12 : 12 + length])
-        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-        content = content[length + 16 :]
-    return found
 
 
 def _report(recorder: EpochRecorder, epoch: int) -> None:
@@ -176,7 +165,7 @@ def test_recorder_writes_tensorboard_scalars(place: StoragePath) -> None:
     recorder = EpochRecorder(place)
     _report(recorder, 1)
     recorder.close()
-    (path,) = (path for path in place.iterdir() if path.name.startswith("events.out.tfevents."))
+    (path,) = event_files(place)
     assert read_scalars(path.read_bytes()) == [(1, "train/loss", 1.0), (1, "diverged", 0.0)]
 
 
@@ -222,7 +211,7 @@ def test_scalars_on_a_uri_are_there_after_each_epoch(uri: RemotePath) -> None:
     recorder = EpochRecorder(uri)
     for epoch in (1, 2):
         _report(recorder, epoch)
-        (path,) = (path for path in uri.iterdir() if path.name.startswith("events."))
+        (path,) = event_files(uri)
         losses = [found for found in read_scalars(path.read_bytes()) if found[1] == "train/loss"]
         assert losses == [(number, "train/loss", 1 / number) for number in range(1, epoch + 1)]
     recorder.close()

@@ -49,13 +49,17 @@ def scale(monkeypatch: pytest.MonkeyPatch, make_study: Callable[..., Path]) -> S
     """Stands in for the room that needs Ray: `ran` holds the calls; each first raises `busy[i]`."""
     room = SimpleNamespace(ran=[], busy=[])
 
-    def run_study(space: SearchSpace, directory: Path, progress: Progress, verbose: bool) -> None:
+    def run_study(
+        space: SearchSpace, directory: Path, progress: Progress, verbose: bool, *_: object
+    ) -> None:
         room.ran.append(("new", directory))
         made = make_study(*TRIALS)
         if made != directory.absolute():
             made.rename(directory)
 
-    def restore_study(directory: Path, more: int, progress: Progress, verbose: bool) -> None:
+    def restore_study(
+        directory: Path, more: int, progress: Progress, verbose: bool, *_: object
+    ) -> None:
         if room.busy:
             raise room.busy.pop(0)
         room.ran.append(("restored", directory, more))

@@ -23,7 +23,7 @@ from csg_ray.scale.cluster import Cluster, Node
 from csg_ray.scale.driver import LiveTrial, StudyDriver
 from csg_ray.scale.lock import StudyLock
 from csg_ray.scale.resources import plan
-from csg_ray.scale.tuner import _drive
+from csg_ray.scale.tuner import _drive, _Means
 from csg_ray.search_space import Objective, SearchSpace, parse_search_space
 from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import append_result, remove_checkpoint, write_atomically, write_whole
@@ -291,7 +291,8 @@ def test_the_end_of_a_study_collects_what_a_process_wrote_after_its_trial(
     monkeypatch.setattr("csg_ray.scale.tuner.running", lambda *_: nullcontext())
     machine = Cluster((Node(1, 0),))
     lock = StudyLock(tmp_path)
-    _drive(space, tmp_path, machine, plan(space, machine), Messages(), False, lock)
+    means = _Means(machine, plan(space, machine), log_to=(), verbose=False)
+    _drive(space, tmp_path, means, Messages(), lock)
     assert load_study(tmp_path).trial("0001").state == "failed"
     assert checkpoints(tmp_path) == set()
 

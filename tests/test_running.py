@@ -22,7 +22,7 @@ from csg_ray.storage.checkpoint import load_checkpoint, save_checkpoint
 from csg_ray.training import loop as training_loop
 
 Capture = pytest.CaptureFixture[str]
-Report = Callable[[dict[str, float], Callable[[Path], None]], None]
+Report = Callable[[dict[str, float], Callable[[Path], None], None], None]
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
                 "diverged": float(epoch == state.diverges_in),
             }
             saved = {"epoch": epoch, "metrics": metrics}
-            on_epoch_end(metrics, lambda path, saved=saved: save_checkpoint(path, saved))  # type: ignore[misc]
+            on_epoch_end(metrics, lambda path, saved=saved: save_checkpoint(path, saved), None)  # type: ignore[misc]
             if metrics["diverged"]:
                 return
 

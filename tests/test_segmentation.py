@@ -186,7 +186,7 @@ def test_the_task_sees_the_query_and_the_reference_the_key() -> None:
 def _collect(config: RunConfig, folder: Path | None = None, **options: Any) -> list[Metrics]:
     reports: list[Metrics] = []
 
-    def on_epoch_end(metrics: Metrics, save: Callable[[Path], None]) -> None:
+    def on_epoch_end(metrics: Metrics, save: Callable[[Path], None], _: object) -> None:
         reports.append(metrics)
         if folder is not None:
             save(folder / f"{metrics['epoch']}.pt")

@@ -132,6 +132,7 @@ def config(**sections: Any) -> RunConfig:
 def job(directory: Path, settings: RunConfig) -> dict[str, Any]:
     return {
         "directory": str(directory),
+        "settings": {},
         "config": settings.model_dump(),
         "repeats": 1,
         "threads": 1,
@@ -165,7 +166,7 @@ def test_a_killed_worker_costs_the_epoch_in_flight(shared_ray: None, tmp_path: P
     assert [line["epoch"] for line in seen] == list(range(1, 9))
     assert {line["workers"] for line in seen} == {2}
     alone: list[dict[str, float]] = []
-    fit(config(), lambda metrics, save: alone.append(metrics))
+    fit(config(), lambda metrics, *_: alone.append(metrics))
     for ours, theirs in zip(seen, alone, strict=True):
         for key in ("train/loss", "target_val/mean_class_accuracy", "target_val/hse"):
             assert ours[key] == pytest.approx(theirs[key], rel=0.05), (ours["epoch"], key)

@@ -62,7 +62,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[StoragePath]:
     directories: list[StoragePath] = []
 
     def run_study(
-        space: SearchSpace, directory: StoragePath, progress: Progress, verbose: bool
+        space: SearchSpace, directory: StoragePath, progress: Progress, verbose: bool, *_: object
     ) -> None:
         directories.append(directory)
         write_study(directory, WINNER)
@@ -87,7 +87,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             state.before(epoch)
             metrics = {"epoch": epoch, "diverged": 0, "target_val/hse": 1.0 - epoch / 10}
             saved = {"epoch": epoch, "metrics": metrics}
-            on_epoch_end(metrics, lambda path, saved=saved: save_checkpoint(path, saved))
+            on_epoch_end(metrics, lambda path, saved=saved: save_checkpoint(path, saved), None)
 
     monkeypatch.setattr(training_loop, "fit", fit)
     monkeypatch.setattr(

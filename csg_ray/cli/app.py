@@ -37,6 +37,13 @@ class Selection(StrEnum):
     hse = "hse"
 
 
+class Tracker(StrEnum):
+    """Where a search can log beside its own files, for `--log-to`."""
+
+    mlflow = "mlflow"
+    wandb = "wandb"
+
+
 SpaceFile = Annotated[
     Path, typer.Argument(metavar="SPACE_FILE", help="Search-space YAML.", show_default=False)
 ]
@@ -52,6 +59,10 @@ Settings = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of every process.")]
 Base = Annotated[
     str | None, typer.Option("--storage", metavar="URI", help="Where to put it instead of here.")
+]
+LogTo = Annotated[
+    list[Tracker] | None,
+    typer.Option("--log-to", help="Log there, too; repeatable. Set up by its own environment."),
 ]
 By = Annotated[
     Selection | None, typer.Option("--by", help="Selection rule; what the study searched for.")
@@ -89,6 +100,7 @@ def search(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the study if it is there already.")
     ] = False,
+    log_to: LogTo = None,
     verbose: Verbose = False,
 ) -> None:
     """Run a search; end with the best trial and the next commands."""
@@ -98,7 +110,11 @@ def search(
         from csg_ray.cli.searching import run_search as begin
 
     new, base = _new_place("--study", study, storage)
-    begin(space_file, trials, settings or [], new, base, verbose)
+    begin(space_file, trials, settings or [], new, base, verbose, _names(log_to))
+
+
+def _names(trackers: list[Tracker] | None) -> list[str]:
+    return [tracker.value for tracker in trackers or []]
 
 
 def _new_place(
@@ -160,6 +176,7 @@ def restore(
     workers: Workers = None,
     min_workers: MinWorkers = None,
     gpus_per_worker: GpusPerWorker = None,
+    log_to: LogTo = None,
     verbose: Verbose = False,
 ) -> None:
     """Continue a study or run that was stopped, or give a study more trials.
@@ -173,13 +190,15 @@ def restore(
     if (place / "run.yaml").is_file():
         from csg_ray.cli.running import continue_run
 
+        if log_to:
+            raise UserError(f"{directory} is a run, and --log-to is for studies; leave it out")
         continue_run(place, more, spread, verbose)
     else:
         from csg_ray.cli.searching import continue_study
 
         if workers is not None:
             raise UserError(f"{directory} is a study, and --workers is for runs; leave it out")
-        continue_study(place, more, verbose)
+        continue_study(place, more, verbose, _names(log_to))
 
 
 @app.command()
@@ -295,3 +314,17 @@ def evaluate(
     from csg_ray.cli.inspecting import evaluate_on_test
 
     evaluate_on_test(open_path(directory))
+
+
+@app.command()
+def dashboard(
+    directories: Annotated[
+        list[str], typer.Argument(metavar="DIR ...", help="Studies.", show_default=False)
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Open optuna-dashboard on studies, finished or running."""
+    from csg_ray.cli.dashboard import show_dashboard
+
+    show_dashboard([open_path(each) for each in directories], host, port)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from csg_ray.cli.guard import say
-from csg_ray.cli.searching import CHECKING, load_space, restore, run_search
+from csg_ray.cli.searching import (
+    CHECKING,
+    load_space,
+    refuse_missing_trackers,
+    restore,
+    run_search,
+)
 from csg_ray.config.errors import UserError
 from csg_ray.config.explain import shown
 from csg_ray.results.study import is_study, load_study
@@ -25,6 +31,7 @@ def search_or_resume(
     study: StoragePath | None,
     base: StoragePath,
     verbose: bool,
+    log_to: Sequence[str] = (),
 ) -> None:
     """Search in `study` (`base`/studies/NAME unless given), or go on with what is there.
 
@@ -34,18 +41,21 @@ def search_or_resume(
     Raises:
         UserError: the study there was begun with other settings, or somebody is at work in it.
     """
+    refuse_missing_trackers(log_to)
     space = load_space(space_file, trials, settings).with_absolute_paths()
     directory = study or base / "studies" / space.study
     if not is_study(directory):
-        run_search(space_file, trials, settings, directory, base, verbose)
+        run_search(space_file, trials, settings, directory, base, verbose, log_to)
         return
     begun = load_study(directory).space.with_absolute_paths()
     _refuse_difference(space_file, space, directory, begun)
     more = max(0, space.search.num_trials - begun.search.num_trials)
-    _continue_when_free(directory, more, verbose)
+    _continue_when_free(directory, more, verbose, log_to)
 
 
-def _continue_when_free(directory: StoragePath, more: int, verbose: bool) -> None:
+def _continue_when_free(
+    directory: StoragePath, more: int, verbose: bool, log_to: Sequence[str]
+) -> None:
     """Go on once the lock of a driver that died on another host has gone stale."""
     from csg_ray.scale.lock import HEARTBEAT_SECONDS, STALE_SECONDS, BeingRunError
 
@@ -54,7 +64,7 @@ def _continue_when_free(directory: StoragePath, more: int, verbose: bool) -> Non
     say(CHECKING)
     while True:
         try:
-            restore(directory, more, verbose)
+            restore(directory, more, verbose, log_to)
         except BeingRunError as busy:
             if time.monotonic() > give_up:
                 raise

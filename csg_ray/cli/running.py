@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from csg_ray.cli.board import describe_scores
 from csg_ray.cli.guard import command, continued_by, fail, say
@@ -14,7 +14,12 @@ from csg_ray.cli.spread import Spread, check_spread, refuse_both_launchers, trai
 from csg_ray.cli.summary import print_notes
 from csg_ray.config.data import has_sealed_split
 from csg_ray.config.errors import UserError
-from csg_ray.config.load import config_to_mapping, load_config, with_absolute_paths
+from csg_ray.config.load import (
+    config_to_mapping,
+    load_config,
+    own_settings,
+    with_absolute_paths,
+)
 from csg_ray.config.reader import read_yaml
 from csg_ray.config.run import RunConfig
 from csg_ray.distributed import on_rank_zero, rank, torchrun_group
@@ -23,6 +28,9 @@ from csg_ray.results.provenance import collect_provenance, compare_provenance
 from csg_ray.scale.lock import lock_directory
 from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import CHECKPOINT_FILE, read_results
+
+if TYPE_CHECKING:
+    from csg_ray.training.pictures import Pictures
 
 RUN_FILE = "run.yaml"
 DIVERGED = 1
@@ -140,7 +148,7 @@ def _run(directory: StoragePath, spread: Spread, verbose: bool) -> None:
     if rank() > 0:  # rank 0 hands it the checkpoint and takes the reports
         from csg_ray.training.loop import fit
 
-        fit(config, lambda metrics, save: None)
+        fit(config, lambda *_: None)
         return
     known = len(read_results(directory))
     with (
@@ -175,13 +183,15 @@ def _fit(
     from csg_ray.training.recorder import EpochRecorder
 
     checkpoint = directory / CHECKPOINT_FILE
-    recorder = EpochRecorder(directory)
+    recorder = EpochRecorder(directory, own_settings(config), config.train.epochs)
 
     def on_epoch_end(
-        metrics: dict[str, float], save_checkpoint: Callable[[StoragePath], None]
+        metrics: dict[str, float],
+        save_checkpoint: Callable[[StoragePath], None],
+        pictures: Pictures | None,
     ) -> None:
         check_lock()  # whoever took the run over writes its files now
-        recorder(metrics, save_checkpoint)
+        recorder(metrics, save_checkpoint, pictures)
         show(metrics)
 
     try:

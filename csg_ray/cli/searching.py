@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +38,10 @@ def run_search(
     study: StoragePath | None,
     base: StoragePath,
     verbose: bool,
+    log_to: Sequence[str] = (),
 ) -> None:
     """Search in a new directory - `study`, or a free name in `base`/studies -, then sum up."""
+    refuse_missing_trackers(log_to)
     space = load_space(space_file, trials, settings).with_absolute_paths()
     default = base / "studies" / space.study
     directory = study or first_free(default)
@@ -47,20 +51,22 @@ def run_search(
     say(CHECKING)
     with continued_by(directory, "study.yaml"):
         prepare_study(space)
-    while not _search_in(directory, space, verbose):
+    while not _search_in(directory, space, verbose, log_to):
         if study is not None:
             raise _taken(directory)
         directory = first_free(default)
     summarise(load_study(directory))
 
 
-def _search_in(directory: StoragePath, space: SearchSpace, verbose: bool) -> bool:
+def _search_in(
+    directory: StoragePath, space: SearchSpace, verbose: bool, log_to: Sequence[str]
+) -> bool:
     """Search in a new directory; False when another search has made it since it was chosen."""
     from csg_ray.scale.tuner import run_study
 
     try:
         with continued_by(directory, "study.yaml"):
-            run_study(space, directory, watch_search(verbose), verbose)
+            run_study(space, directory, watch_search(verbose), verbose, log_to)
     except FileExistsError as error:
         if error.filename != str(directory) or not directory.exists():
             raise
@@ -75,20 +81,36 @@ def _taken(directory: StoragePath) -> UserError:
     )
 
 
-def continue_study(directory: StoragePath, more: int, verbose: bool) -> None:
+def refuse_missing_trackers(names: Sequence[str]) -> None:
+    """Refuse, before anything is written, to log to what is not installed.
+
+    Raises:
+        UserError: says how to install it.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"there is no {name} here; install it with: pip install 'csg-ray[{name}]'"
+            )
+
+
+def continue_study(
+    directory: StoragePath, more: int, verbose: bool, log_to: Sequence[str] = ()
+) -> None:
     """Go on with a study, then sum up."""
+    refuse_missing_trackers(log_to)
     load_study(directory)
     say(CHECKING)
-    restore(directory, more, verbose)
+    restore(directory, more, verbose, log_to)
 
 
-def restore(directory: StoragePath, more: int, verbose: bool) -> None:
+def restore(directory: StoragePath, more: int, verbose: bool, log_to: Sequence[str] = ()) -> None:
     """Go on with a study that was looked at, then sum up."""
     from csg_ray.scale.tuner import restore_study
 
     with continued_by(directory, "study.yaml"):
         prepare_study(load_study(directory).space)
-        restore_study(directory, more, watch_search(verbose), verbose)
+        restore_study(directory, more, watch_search(verbose), verbose, log_to)
     summarise(load_study(directory))
 
 

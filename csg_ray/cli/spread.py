@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from csg_ray.cli.guard import say
 from csg_ray.config.errors import UserError
-from csg_ray.config.load import override_config
+from csg_ray.config.load import override_config, own_settings
 from csg_ray.config.run import RunConfig
 from csg_ray.distributed import started_by_torchrun
 from csg_ray.storage.paths import StoragePath
@@ -122,6 +122,7 @@ def train_spread(
 
         job = {
             "directory": str(directory.resolve()),
+            "settings": own_settings(config),
             "config": config.model_dump(),
             "repeats": 1,
             "threads": workers.cpus,

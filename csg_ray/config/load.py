@@ -81,6 +81,17 @@ def override_config(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfi
     return validate(RunConfig, mapping)
 
 
+def own_settings(config: RunConfig) -> dict[str, Any]:
+    """What sets a run apart: its method, its task, and every setting that is not their default."""
+    names = {"method.name": config.method.name, "data.name": config.data.name}
+    default = override_config(RunConfig(), names)
+    settings = {path: get_setting(config, path) for path in setting_fields(*names.values())}
+    changed = {
+        path: value for path, value in settings.items() if value != get_setting(default, path)
+    }
+    return names | changed
+
+
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same run with the files that its settings name found from this folder."""
     settings = setting_fields(config.method.name, config.data.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -22,16 +24,22 @@ from csg_ray.search_space import Choice, Domain, Float, Integer, SearchSpace
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def build_optuna_study(study: Study, storage: BaseStorage | None = None) -> optuna.Study:
+def build_optuna_study(
+    study: Study, storage: BaseStorage | None = None, name: str | None = None
+) -> optuna.Study:
     """The study's ended trials as an Optuna study, for its plots and for its dashboard.
 
     Args:
         study: as read from its files.
         storage: where to put it; None: in memory.
+        name: of Optuna's study; the study's own unless given.
     """
     rebuilt = optuna.create_study(
-        study_name=study.name, directions=directions(study.space), storage=storage
+        study_name=name or study.name, directions=directions(study.space), storage=storage
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # "the interface can change"
+        rebuilt.set_metric_names([objective.metric for objective in study.space.objectives])
     ended = [trial for trial in study.trials if trial.state != "unfinished"]
     rebuilt.add_trials([frozen_trial(study.space, trial, {"id": trial.id}) for trial in ended])
     return rebuilt
@@ -49,12 +57,12 @@ def frozen_trial(
     user_attrs: Mapping[str, Any] | None = None,
     system_attrs: Mapping[str, Any] | None = None,
 ) -> FrozenTrial:
-    """An ended trial.
+    """A trial as it stands.
 
     A full-budget trial is COMPLETE, a cut one PRUNED with its learning curve (so that a good slow
-    starter is not mistaken for a bad setting), a crashed one FAIL. A diverged trial is COMPLETE
-    with the worst values that it reports: on a space with a cliff that keeps TPE away from it,
-    while FAIL hides it (`benchmarks/diverged_trials.py`).
+    starter is not mistaken for a bad setting), a crashed one FAIL, an unfinished one RUNNING. A
+    diverged trial is COMPLETE with the worst values that it reports: on a space with a cliff that
+    keeps TPE away from it, while FAIL hides it (`benchmarks/diverged_trials.py`).
     """
     values = final_values(space, trial.results)
     if trial.state in ("completed", "diverged") and values is not None:
@@ -63,6 +71,8 @@ def frozen_trial(
         state = TrialState.PRUNED
         # As Optuna's own `tell` does: the last point of the curve.
         values = list(learning_curve(space, trial.results).values())[-1:] or None
+    elif trial.state == "unfinished":
+        state, values = TrialState.RUNNING, None
     else:
         state, values = TrialState.FAIL, None
     return create_trial(

@@ -41,6 +41,7 @@ class Trial:
         state: completed | stopped (by the scheduler) | diverged | failed | unfinished.
         origin: warm start | sampler | grid.
         results: the metrics of every finished epoch, in order.
+        created: when it was handed out, in seconds since 1970.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Trial:
     reason: str
     results: tuple[Mapping[str, Any], ...]
     directory: StoragePath
+    created: float = 0.0
 
     @property
     def last(self) -> Mapping[str, Any]:
@@ -257,6 +259,7 @@ def _read_trial(folder: StoragePath) -> Trial | None:
         reason=str(state.get("reason", "")),
         results=tuple(results),
         directory=folder,
+        created=float(params.get("created", 0.0)),
     )
 
 

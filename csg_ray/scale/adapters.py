@@ -41,6 +41,7 @@ class DriverSearcher(Searcher):
         return {
             "id": trial.id,
             "directory": str(self._driver.trial_directory(trial.id).resolve()),
+            "params": trial.params,
             "config": self._space.config_for(trial.params).model_dump(),
             "repeats": self._space.search.repeats,
             "workers": self._space.resources.workers_per_trial,

@@ -15,7 +15,8 @@ from csg_ray.scale.gpu_share import CurrentGpu, train_within
 from csg_ray.storage.paths import StoragePath, open_path
 from csg_ray.storage.records import CHECKPOINT_FILE, DISK_FULL, read_results, write_atomically
 from csg_ray.storage.stores import StorageError
-from csg_ray.training.loop import fit
+from csg_ray.training.loop import Metrics, fit
+from csg_ray.training.pictures import Pictures
 from csg_ray.training.recorder import EpochRecorder
 
 
@@ -23,8 +24,9 @@ def train_trial(assignment: dict[str, Any]) -> None:
     """Train one trial, or go on with one from its checkpoint.
 
     Args:
-        assignment: `id`, `directory`, `config` (a RunConfig as a mapping), `repeats`, `workers`
-            and `cpus` and `gpus` of each, `known_epochs` (the reports that the driver already has).
+        assignment: `id`, `directory`, `params` (the searched settings), `config` (a RunConfig as a
+            mapping), `repeats`, `workers` and `cpus` and `gpus` of each, `known_epochs` (the
+            reports that the driver already has).
     """
     directory = open_path(assignment["directory"])
     try:
@@ -39,16 +41,17 @@ def train_trial(assignment: dict[str, Any]) -> None:
 
 def _train_here(assignment: dict[str, Any], directory: StoragePath) -> None:
     torch.set_num_threads(assignment["cpus"])
-    recorder = EpochRecorder(directory)
+    config = RunConfig.model_validate(assignment["config"])
+    recorder = EpochRecorder(directory, assignment["params"], config.train.epochs)
 
-    def on_epoch_end(metrics: dict[str, float], save_checkpoint: Any) -> None:
-        recorder(metrics, save_checkpoint)
+    def on_epoch_end(metrics: Metrics, save_checkpoint: Any, pictures: Pictures | None) -> None:
+        recorder(metrics, save_checkpoint, pictures)
         tune.report(dict(metrics))
 
     def train() -> None:
         checkpoint = directory / CHECKPOINT_FILE
         fit(
-            RunConfig.model_validate(assignment["config"]),
+            config,
             on_epoch_end,
             resume_from=checkpoint if checkpoint.exists() else None,
             repeats=assignment["repeats"],
@@ -71,7 +74,7 @@ def _train_with_workers(assignment: dict[str, Any]) -> None:
     job = {key: assignment[key] for key in ("directory", "config", "repeats")}
     count = assignment["workers"]
     train_with_workers(
-        job | {"threads": assignment["cpus"]},
+        job | {"settings": assignment["params"], "threads": assignment["cpus"]},
         assignment["id"],
         Workers(count, count, assignment["cpus"], assignment["gpus"]),
         tune.report,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 from ray import tune
+from ray.tune import Callback
 
 from csg_ray.scale.adapters import (
     DriverScheduler,
@@ -22,8 +24,14 @@ from csg_ray.scale.trainable import train_trial
 from csg_ray.search_space import SearchSpace
 
 
-def run_tune(driver: StudyDriver, space: SearchSpace, layout: Plan, verbose: bool) -> None:
-    """Run every trial that the driver has left.
+def run_tune(
+    driver: StudyDriver,
+    space: SearchSpace,
+    layout: Plan,
+    verbose: bool,
+    trackers: Sequence[Callback] = (),
+) -> None:
+    """Run every trial that the driver has left, and tell the trackers.
 
     Tune's own files go to a temporary folder that nothing reads again. It is not on the study's
     disk: when that one is full, Tune would print a traceback about its own snapshots.
@@ -50,7 +58,7 @@ def run_tune(driver: StudyDriver, space: SearchSpace, layout: Plan, verbose: boo
                 name="tune",
                 storage_path=scratch,
                 stop=DriverStopper(driver),
-                callbacks=[StartCallback(driver)],
+                callbacks=[StartCallback(driver), *trackers],
                 # Without limit: the driver says when a trial is given up.
                 failure_config=tune.FailureConfig(max_failures=-1),
                 verbose=1 if verbose else 0,

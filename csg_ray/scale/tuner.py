@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,31 @@ from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import write_atomically
 
 
+@dataclass(frozen=True)
+class _Means:
+    """With what a search is run, and where it logs beside its own files."""
+
+    cluster: Cluster
+    layout: Plan
+    log_to: Sequence[str]
+    verbose: bool
+
+
 def run_study(
-    space: SearchSpace, directory: StoragePath, progress: Progress, verbose: bool
+    space: SearchSpace,
+    directory: StoragePath,
+    progress: Progress,
+    verbose: bool,
+    log_to: Sequence[str] = (),
 ) -> None:
     """Search `space` in a new study directory.
+
+    Args:
+        space: what is searched.
+        directory: the study's.
+        progress: told of every change.
+        verbose: show the logs of every process.
+        log_to: trackers besides the study's own files: mlflow, wandb.
 
     Raises:
         UserError: bad input, found before anything is written; or the study was paused.
@@ -50,7 +72,7 @@ def run_study(
         "restores": [],
     }
     with _created(directory, header, progress) as lock:
-        _drive(space, directory, cluster, layout, progress, verbose, lock=lock)
+        _drive(space, directory, _Means(cluster, layout, log_to, verbose), progress, lock)
 
 
 @contextmanager
@@ -95,8 +117,16 @@ def _create(directory: Path, header: dict[str, Any]) -> None:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def restore_study(directory: StoragePath, more: int, progress: Progress, verbose: bool) -> None:
+def restore_study(
+    directory: StoragePath,
+    more: int,
+    progress: Progress,
+    verbose: bool,
+    log_to: Sequence[str] = (),
+) -> None:
     """Go on with a study from its plain files, with `more` trials on top of its total.
+
+    The other arguments are those of `run_study`.
 
     Raises:
         UserError: not a study, one that is running, one whose data changed, or paused again.
@@ -117,7 +147,8 @@ def restore_study(directory: StoragePath, more: int, progress: Progress, verbose
                 {"at": _now(), "more": more, "changed": changed}
             )
             _write_header(directory, header)
-        _drive(space, directory, cluster, layout, progress, verbose, lock, study.trials)
+        means = _Means(cluster, layout, log_to, verbose)
+        _drive(space, directory, means, progress, lock, study.trials)
 
 
 def _provenance(space: SearchSpace) -> dict[str, Any]:
@@ -151,10 +182,8 @@ def _now() -> str:
 def _drive(
     space: SearchSpace,
     directory: StoragePath,
-    cluster: Cluster,
-    layout: Plan,
+    means: _Means,
     progress: Progress,
-    verbose: bool,
     lock: StudyLock | ClaimLock,
     trials: Sequence[Trial] = (),
 ) -> None:
@@ -163,7 +192,7 @@ def _drive(
         study=space.study,
         directory=directory,
         num_trials=space.search.num_trials,
-        epochs=layout.epochs,
+        epochs=means.layout.epochs,
         metric=objective.metric,
         mode=objective.mode,
     )
@@ -172,10 +201,12 @@ def _drive(
     try:
         if driver.remaining:
             # Ray is imported only when there is work for it.
+            from csg_ray.scale.trackers import build_trackers
             from csg_ray.scale.tune_run import run_tune
 
-            with running(cluster, verbose):
-                run_tune(driver, space, layout, verbose)
+            trackers = build_trackers(means.log_to, space.study, progress.message, means.verbose)
+            with running(means.cluster, means.verbose):
+                run_tune(driver, space, means.layout, means.verbose, trackers)
             driver.collect_checkpoints()
         if driver.halted is None:
             write_table(load_study(directory), directory / "trials.parquet")

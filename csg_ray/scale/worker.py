@@ -19,6 +19,7 @@ from csg_ray.distributed import rank
 from csg_ray.storage.paths import open_path
 from csg_ray.storage.records import CHECKPOINT_FILE
 from csg_ray.training.loop import Metrics, fit
+from csg_ray.training.pictures import Pictures
 from csg_ray.training.recorder import EpochRecorder
 
 _SIOCGIFADDR = 0x8915
@@ -32,20 +33,24 @@ def train_worker(job: dict[str, Any]) -> None:
     begins.
 
     Args:
-        job: `directory`, `config` (a RunConfig as a mapping), `repeats`, `threads`.
+        job: `directory`, `settings` (those to be shown), `config` (a RunConfig as a mapping),
+            `repeats`, `threads`.
     """
     torch.set_num_threads(job["threads"])
     directory = open_path(job["directory"])
     checkpoint = directory / CHECKPOINT_FILE
-    recorder = EpochRecorder(directory) if rank() == 0 else None
+    config = RunConfig.model_validate(job["config"])
+    recorder = None
+    if rank() == 0:
+        recorder = EpochRecorder(directory, job["settings"], config.train.epochs)
 
-    def on_epoch_end(metrics: Metrics, save_checkpoint: Any) -> None:
+    def on_epoch_end(metrics: Metrics, save_checkpoint: Any, pictures: Pictures | None) -> None:
         assert recorder is not None  # only rank 0 reports
-        recorder(metrics, save_checkpoint)
+        recorder(metrics, save_checkpoint, pictures)
 
     try:
         fit(
-            RunConfig.model_validate(job["config"]),
+            config,
             on_epoch_end,
             resume_from=checkpoint if checkpoint.exists() else None,
             repeats=job["repeats"],

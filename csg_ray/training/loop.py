@@ -17,7 +17,7 @@ from csg_ray.config.run import RunConfig
 from csg_ray.data.epoch import steps_per_epoch, train_batches
 from csg_ray.data.file_splits import FileSplit
 from csg_ray.data.load import load_splits
-from csg_ray.data.loader import Batch
+from csg_ray.data.loader import Batch, Batches
 from csg_ray.data.reference_images import check_reference_classes, load_reference_images
 from csg_ray.data.splits import DomainSplits
 from csg_ray.distributed import on_rank_zero, rank, shares, sum_over_ranks, world_size
@@ -29,12 +29,13 @@ from csg_ray.storage.checkpoint import config_differences, load_checkpoint, save
 from csg_ray.storage.paths import StoragePath
 from csg_ray.training.evaluate import measure_split, reference_accuracy, worst_metrics
 from csg_ray.training.optim import build_optimizer, schedule_learning_rate
+from csg_ray.training.pictures import Pictures
 from csg_ray.training.spread import spread
 
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
-OnEpochEnd = Callable[[Metrics, Callable[[StoragePath], None]], None]
+OnEpochEnd = Callable[[Metrics, Callable[[StoragePath], None], Pictures | None], None]
 
 # Metrics that come with their deviation over repeats, and the deviation after a divergence.
 DEVIATIONS = {
@@ -53,6 +54,10 @@ class Training:
     """One training from one seed, advanced one epoch at a time.
 
     Several of them can take turns: each keeps its own state of every random generator.
+
+    Attributes:
+        batches: those of the last epoch.
+        confusion: (K, K) counts on target_val after the last epoch; rows are labels.
     """
 
     def __init__(self, config: RunConfig, splits: DomainSplits, device: torch.device) -> None:
@@ -69,6 +74,8 @@ class Training:
         self._share = shares(batch_size)[rank()] / batch_size
         self.step = 0
         self.skipped_in_a_row = 0
+        self.batches: Batches
+        self.confusion: torch.Tensor
         self._rng = rng_state()
 
     def run_epoch(self, epoch: int) -> Metrics:
@@ -85,6 +92,8 @@ class Training:
             if not evaluation.finite:
                 raise DivergedError(f"non-finite logits on {split.name} after epoch {epoch}")
             metrics |= {f"{split.name}/{key}": v for key, v in evaluation.metrics.items()}
+            if split is self.splits.target_val:
+                self.confusion = evaluation.confusion.counts
         if self._reference_images is not None:
             metrics[REFERENCE_ACCURACY] = reference_accuracy(
                 self.method, self._reference_images, self.config, self.device
@@ -124,6 +133,7 @@ class Training:
         config = self.config
         split = self.method.training_data(self.splits, epoch)
         batches = train_batches(split, config, self.method.num_views, epoch)
+        self.batches = batches
         sums: dict[str, torch.Tensor] = {}
         skipped = 0
         started = time.perf_counter()
@@ -193,8 +203,9 @@ def fit(
 
     Args:
         config: the whole training; its seed is that of repeat 0.
-        on_epoch_end: called with the epoch's metrics (flat, finite, the same keys every time) and a
-            function that writes a checkpoint to a path.
+        on_epoch_end: called with the epoch's metrics (flat, finite, the same keys every time), a
+            function that writes a checkpoint to a path, and what can be drawn of repeat 0 (None
+            after a divergence).
         resume_from: a checkpoint of the same configuration to go on from.
         repeats: seeds trained in lockstep; the metrics are means over them.
 
@@ -215,7 +226,8 @@ def fit(
     for epoch in range(finished + 1, config.train.epochs + 1):
         metrics = _run_epoch(trainings, epoch)
         write = _checkpoint_writer(config, trainings, metrics)
-        on_rank_zero(partial(on_epoch_end, metrics, write))
+        pictures = None if metrics["diverged"] else Pictures(trainings[0])
+        on_rank_zero(partial(on_epoch_end, metrics, write, pictures))
         if metrics["diverged"]:
             return
 

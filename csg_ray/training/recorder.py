@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.summary import scalar
-
 from csg_ray.storage.checkpoint import load_checkpoint
-from csg_ray.storage.paths import RemotePath, StoragePath
+from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import (
     CHECKPOINT_FILE,
     append_result,
@@ -21,6 +15,8 @@ from csg_ray.storage.records import (
     forget_results,
     read_results,
 )
+from csg_ray.training.pictures import Pictures
+from csg_ray.training.tensorboard import EventFile
 
 
 class EpochRecorder:
@@ -28,25 +24,40 @@ class EpochRecorder:
 
     Building one repairs what a crash left: a torn last line goes, and a checkpoint that is ahead of
     the lines brings the missing line with it.
+
+    Args:
+        directory: the training's own.
+        settings: what TensorBoard shows as its hyperparameters, by dotted path; None: nothing.
+        epochs: the number of the last one, with which the training ends.
     """
 
-    def __init__(self, directory: StoragePath) -> None:
+    def __init__(
+        self,
+        directory: StoragePath,
+        settings: Mapping[str, Any] | None = None,
+        epochs: int | None = None,
+    ) -> None:
         self._directory = directory
-        self._scalars = _Scalars(directory)
+        self._settings = settings
+        self._epochs = epochs
+        self._events = EventFile(directory)
         directory.mkdir(parents=True, exist_ok=True)
         cut_torn_line(directory)
         self._repair()
 
     def __call__(
-        self, metrics: dict[str, float], save_checkpoint: Callable[[StoragePath], None]
+        self,
+        metrics: dict[str, float],
+        save_checkpoint: Callable[[StoragePath], None],
+        pictures: Pictures | None = None,
     ) -> None:
-        """Record one finished epoch."""
+        """Record one finished epoch, and what there is to see of it."""
         save_checkpoint(self._directory / CHECKPOINT_FILE)
-        self._record(metrics)
+        self._record(metrics, pictures)
 
     def close(self) -> None:
         """Close the TensorBoard file."""
-        self._scalars.close()
+        self._events.close()
 
     def _repair(self) -> None:
         path = self._directory / CHECKPOINT_FILE
@@ -57,51 +68,26 @@ class EpochRecorder:
         if metrics["epoch"] > max(recorded, default=0):
             self._record(metrics)
 
-    def _record(self, metrics: dict[str, float]) -> None:
+    def _record(self, metrics: dict[str, float], pictures: Pictures | None = None) -> None:
         forget_results(self._directory, int(metrics["epoch"]))
         append_result(self._directory, {**metrics, "timestamp": time.time()})
-        self._scalars.write(metrics)
+        self._show(metrics, pictures)
 
+    def _show(self, metrics: dict[str, float], pictures: Pictures | None) -> None:
+        """Tell TensorBoard; a training that goes on in another file has said its settings."""
+        if self._settings and metrics["epoch"] == 1:
+            self._events.write_settings(self._settings)
+        self._events.write_scalars(metrics)
+        if pictures is not None:
+            self._draw(pictures, int(metrics["epoch"]))
+        if self._settings and metrics["epoch"] == self._epochs and not metrics["diverged"]:
+            self._events.write_end()
+        self._events.flush()
 
-class _Scalars:
-    """The TensorBoard file of one recorder, made with its first epoch.
-
-    On a URI it is written in a temporary folder and uploaded whole after each epoch.
-    """
-
-    def __init__(self, directory: StoragePath) -> None:
-        self._directory = directory
-        self._writer: Any = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def write(self, metrics: dict[str, float]) -> None:
-        """Add the metrics of one epoch."""
-        # Not a SummaryWriter: that one writes when it likes, and an upload would miss the rest.
-        if self._writer is None:
-            self._writer = EventsWriter(f"{self._local_folder()}/events")
-        step = int(metrics["epoch"])
-        for name, value in metrics.items():
-            if name != "epoch":
-                summary = scalar(name, value)
-                event = Event(wall_time=time.time(), step=step, summary=summary)
-                self._writer.write_event(event)
-        self._writer.flush()
-        if isinstance(self._directory, RemotePath):
-            for file in Path(self._local_folder()).iterdir():
-                (self._directory / file.name).write_bytes(file.read_bytes())
-
-    def close(self) -> None:
-        """Close the file; a later epoch makes another one."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
-
-    def _local_folder(self) -> str:
-        if not isinstance(self._directory, RemotePath):
-            return str(self._directory)
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="csg_ray_")
-        return self._folder.name
+    def _draw(self, pictures: Pictures, epoch: int) -> None:
+        """The views that the training begins with, and what has become of it in the end."""
+        if epoch == 1:
+            self._events.write_picture("train/views", pictures.training_views(), epoch)
+        if epoch == self._epochs:
+            self._events.write_picture("target_val/predictions", pictures.predictions(), epoch)
+            self._events.write_picture("target_val/confusion", pictures.confusion(), epoch)
