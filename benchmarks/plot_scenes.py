@@ -9,22 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
 from csg_ray.config import RunConfig
-from csg_ray.data.epoch import eval_batches
-from csg_ray.data.load import load_splits
+from csg_ray.results.figures.make import observe_models, save_figure
+from csg_ray.results.figures.models import TrainedModel
+from csg_ray.results.figures.observe import ModelName
+from csg_ray.results.figures.panels import draw_segmentation
+from csg_ray.results.figures.style import figure_style
 from csg_ray.storage.checkpoint import load_checkpoint
 from csg_ray.storage.records import CHECKPOINT_FILE, read_results
-from csg_ray.training.evaluate import load_trained
 
 COLUMNS = 8
 PREFIXES = {
@@ -34,24 +29,20 @@ PREFIXES = {
 }
 
 
-def median_run(out: Path, prefix: str) -> Path:
+def median_run(out: Path, prefix: str) -> TrainedModel:
     """The run of an arm whose mIoU on target_val is the median of its seeds."""
     runs = sorted(
         out.glob(f"{prefix}-*"), key=lambda run: read_results(run)[-1]["target_val/mean_iou"]
     )
-    return runs[len(runs) // 2]
-
-
-@torch.inference_mode()
-def predictions(run: Path) -> tuple[Any, Any, Any]:
-    """Images, labels and predicted classes of the first scenes."""
+    run = runs[len(runs) // 2]
     state = load_checkpoint(run / CHECKPOINT_FILE)
-    config = RunConfig.model_validate(state["config"])
-    splits = load_splits(config.data)
-    (method,) = load_trained(config, splits, state, torch.device("cpu"))
-    batch = next(iter(eval_batches(splits.target_val, config)))
-    images = batch.views[0][:COLUMNS]
-    return images, batch.labels[:COLUMNS], method.eval().predict(images).argmax(dim=1)
+    return TrainedModel(
+        given=str(run),
+        config=RunConfig.model_validate(state["config"]),
+        directory=run,
+        state=state,
+        selected_with_target_labels=True,
+    )
 
 
 def main() -> None:
@@ -61,24 +52,17 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     args = parser.parse_args()
     measured = json.loads((args.out / "results.json").read_text())["measured"]
-    colours = matplotlib.colors.ListedColormap(["black", *plt.get_cmap("tab10").colors])
-    rows: list[tuple[str, Any, Any]] = []
-    for arm, prefix in PREFIXES.items():
-        images, labels, classes = predictions(median_run(args.out, prefix))
-        if not rows:
-            rows += [("handwritten", images[:, 0], "gray"), ("labels", labels, colours)]
-        score = np.mean([run["mean_iou"] for run in measured[arm]])
-        rows.append((f"{arm}\nmIoU {score:.2f}", classes, colours))
-    figure, axes = plt.subplots(len(rows), COLUMNS, figsize=(COLUMNS, len(rows)), squeeze=False)
-    for (name, pictures, colour), line in zip(rows, axes, strict=True):
-        for picture, axis in zip(pictures, line, strict=True):
-            limits = {"vmin": 0, "vmax": 10} if colour is colours else {}
-            axis.imshow(picture, cmap=colour, interpolation="nearest", **limits)
-            axis.set_xticks([])
-            axis.set_yticks([])
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    figure.tight_layout(pad=0.3)
-    figure.savefig(args.picture, dpi=110)
+    models = [median_run(args.out, prefix) for prefix in PREFIXES.values()]
+    observed = observe_models(models, COLUMNS, print)
+    rows = []
+    for arm, model in zip(PREFIXES, observed.models, strict=True):
+        assert model.task is not None
+        score = float(np.mean([run["mean_iou"] for run in measured[arm]]))
+        rows.append((ModelName(arm, "median of its seeds"), score, model.task.predictions))
+    remarks = ["mIoU on target_val, the mean over the seeds."]
+    with figure_style():
+        figure = draw_segmentation(observed.images, observed.class_names, rows, remarks)
+        save_figure(figure, args.picture)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from csg_ray.config.errors import UserError
-from csg_ray.contrastive.embedding import attention_pool, normalise, split_patches, update_ema
+from csg_ray.contrastive.embedding import (
+    attention_pool,
+    attention_weights,
+    normalise,
+    split_patches,
+    update_ema,
+)
 
 
 def maps(*shape: int, seed: int = 0) -> Tensor:
@@ -68,6 +74,26 @@ def test_constant_map_is_mean_pooled() -> None:
 def test_attention_sums_to_one() -> None:
     pooled = attention_pool(torch.ones(4, 2, 3, 3), maps(4, 2, 3, 3))
     torch.testing.assert_close(pooled, torch.ones(4, 2))
+
+
+def test_pooling_weighs_the_positions_by_the_attention() -> None:
+    features, source = maps(3, 5, 2, 4), maps(3, 5, 2, 4, seed=1)
+    source[1] = 0  # no activation
+    weights = attention_weights(source)
+    assert weights.shape == (3, 2, 4)
+    torch.testing.assert_close(weights.sum(dim=(1, 2)), torch.ones(3))
+    torch.testing.assert_close(weights[1], torch.full((2, 4), 1 / 8))
+    assert float(weights[0].amax()) > 1.2 / 8  # an attention that is none would pass otherwise
+    weighted = (features * weights.unsqueeze(1)).sum(dim=(2, 3))
+    torch.testing.assert_close(attention_pool(features, source), weighted)
+
+
+def test_the_attention_is_where_the_activation_is() -> None:
+    features = torch.zeros(1, 3, 2, 3)
+    features[0, 1, 1, 2] = 5.0
+    expected = torch.zeros(1, 2, 3)
+    expected[0, 1, 2] = 1.0
+    assert torch.equal(attention_weights(features), expected)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -328,3 +328,33 @@ def dashboard(
     from csg_ray.cli.dashboard import show_dashboard
 
     show_dashboard([open_path(each) for each in directories], host, port)
+
+
+@app.command()
+def figures(
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN ...",
+            help="Runs; studies, for their best trial; STUDY:ID, for one trial.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="New folder; otherwise figures, figures-2, ..."),
+    ] = None,
+    images: Annotated[
+        int, typer.Option(min=1, max=24, help="How many images to show, the same for all models.")
+    ] = 8,
+    image_format: Annotated[
+        ImageFormat, typer.Option("--format", help="Of the pictures.")
+    ] = ImageFormat.png,
+) -> None:
+    """Draw what models see: features on the sphere, attention, Grad-CAM or segmentation.
+
+    All models are shown the images of target_val of the first one.
+    """
+    from csg_ray.cli.drawing import draw_figures
+
+    draw_figures(places, open_path(out) if out else None, images, image_format.value)

@@ -20,34 +20,50 @@ def normalise(embeddings: Tensor) -> Tensor:
     return functional.normalize(at_least_float32(embeddings), dim=1, eps=NORMALISE_EPS)
 
 
-def attention_pool(features: Tensor, attention_from: Tensor | None = None) -> Tensor:
-    """A-pool: the mean over positions, weighted by agreement with the mean (CSG, Sec. 3.4).
+def attention_weights(features: Tensor) -> Tensor:
+    """The attention of A-pool: how much each position agrees with the mean (CSG, Sec. 3.4).
 
-    Position ij weighs <u_ij, mean u>, scaled to sum to 1, u being the attention source. Where that
-    sum is 0 (a map without any activation) all positions weigh the same. Always in float32 at
-    least, as the products overflow float16. The gradient flows through the attention too; pass a
-    detached `attention_from` to stop it.
+    Position ij weighs <u_ij, mean u>, scaled to sum to 1. Where that sum is 0 (a map without any
+    activation) all positions weigh the same. Always in float32 at least, as the products overflow
+    float16.
+
+    Args:
+        features: u, (N, C, H, W). Negative values count as 0.
+
+    Returns:
+        (N, H, W).
+    """
+    number, _, height, width = features.shape
+    with torch.autocast(features.device.type, enabled=False):
+        attention = at_least_float32(features).flatten(start_dim=2).clamp_min(0)
+        scores = attention.mean(dim=2, keepdim=True).mT @ attention
+        total = scores.sum(dim=2, keepdim=True)
+        usable = total > _ATTENTION_EPS
+        # The inner where keeps 0 / 0 out of the backward pass, where it would be NaN again.
+        weights = torch.where(
+            usable, scores / torch.where(usable, total, 1.0), 1.0 / (height * width)
+        )
+        return weights.view(number, height, width)
+
+
+def attention_pool(features: Tensor, attention_from: Tensor | None = None) -> Tensor:
+    """A-pool: the mean over positions, weighted by `attention_weights` (CSG, Sec. 3.4).
+
+    The gradient flows through the attention too; pass a detached `attention_from` to stop it.
 
     Args:
         features: (N, C, H, W).
-        attention_from: u, a map of the same shape, or the features themselves. Negative values
-            count as 0.
+        attention_from: the map whose attention it is, of the same shape, or the features
+            themselves.
 
     Returns:
         (N, C).
     """
     source = features if attention_from is None else attention_from
     assert source.shape == features.shape
+    weights = attention_weights(source).flatten(start_dim=1).unsqueeze(1)
     with torch.autocast(features.device.type, enabled=False):
         values = at_least_float32(features).flatten(start_dim=2)
-        attention = at_least_float32(source).flatten(start_dim=2).clamp_min(0)
-        scores = attention.mean(dim=2, keepdim=True).mT @ attention
-        total = scores.sum(dim=2, keepdim=True)
-        usable = total > _ATTENTION_EPS
-        # The inner where keeps 0 / 0 out of the backward pass, where it would be NaN again.
-        weights = torch.where(
-            usable, scores / torch.where(usable, total, 1.0), 1.0 / values.shape[2]
-        )
         return (values @ weights.mT).squeeze(2)
 
 

@@ -30,13 +30,15 @@ class Evaluation:
 
     Attributes:
         confusion: counts of labels and predictions, of images or of pixels.
-        energies: of the pooled stage-4 features, one per image.
+        features: pooled at stage 4, (M, C), of the images that the energy is taken over.
+        energies: of `features`.
         finite: whether every logit was; a diverged encoder still gets an accuracy by argmax.
         class_names: one name per class number.
         task: of the metrics.
     """
 
     confusion: ConfusionMatrix
+    features: Tensor
     energies: HypersphericalEnergies
     finite: bool
     class_names: tuple[str, ...]
@@ -154,8 +156,15 @@ def measure_split(
     counts = torch.cat([confusion.counts.flatten(), non_finite.cpu().view(1)]).to(device)
     *cells, bad_scores = sum_over_ranks(counts).tolist()
     confusion.counts = torch.tensor(cells).view_as(confusion.counts)
-    energies = hyperspherical_energies(gather_features(features, device))
-    return Evaluation(confusion, energies, bad_scores == 0, split.class_names, config.data.task)
+    gathered = gather_features(features, device)
+    return Evaluation(
+        confusion=confusion,
+        features=gathered,
+        energies=hyperspherical_energies(gathered),
+        finite=bad_scores == 0,
+        class_names=split.class_names,
+        task=config.data.task,
+    )
 
 
 @torch.inference_mode()
