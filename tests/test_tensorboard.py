@@ -107,3 +107,13 @@ def test_a_run_is_told_apart_by_what_is_not_default() -> None:
     # The default of the method, though not of the first one.
     weight = {"method.name": "csg", "method.loss_weight": 7.0}
     assert own_settings(override_config(RunConfig(), weight)) == {"data.name": "digits"} | weight
+
+
+def test_settings_that_a_task_or_a_method_must_be_given_set_a_run_apart() -> None:
+    """Neither has a default configuration; such runs once failed before their first step."""
+    scenes = {"data.name": "digit_scenes", "model.head": "fcn"}
+    assert own_settings(override_config(RunConfig(), scenes)) == {"method.name": "csg"} | scenes
+    photos = {"data.name": "image_folder", "data.source": "a", "data.target": "b"}
+    started = {"method.name": "cbst", "method.start": "run", "data.target_train_share": 0.25}
+    config = override_config(RunConfig(), photos | started)
+    assert own_settings(config) == photos | started

@@ -84,10 +84,11 @@ def override_config(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfi
 def own_settings(config: RunConfig) -> dict[str, Any]:
     """What sets a run apart: its method, its task, and every setting that is not their default."""
     names = {"method.name": config.method.name, "data.name": config.data.name}
-    default = override_config(RunConfig(), names)
-    settings = {path: get_setting(config, path) for path in setting_fields(*names.values())}
+    # Of each field by itself: many a task or method cannot be had with nothing but defaults.
     changed = {
-        path: value for path, value in settings.items() if value != get_setting(default, path)
+        path: value
+        for path, field in setting_fields(*names.values()).items()
+        if (value := get_setting(config, path)) != field.get_default(call_default_factory=True)
     }
     return names | changed
 
