@@ -114,6 +114,7 @@ def test_settings_that_a_task_or_a_method_must_be_given_set_a_run_apart() -> Non
     scenes = {"data.name": "digit_scenes", "model.head": "fcn"}
     assert own_settings(override_config(RunConfig(), scenes)) == {"method.name": "csg"} | scenes
     photos = {"data.name": "image_folder", "data.source": "a", "data.target": "b"}
-    started = {"method.name": "cbst", "method.start": "run", "data.target_train_share": 0.25}
+    started: dict[str, Any] = {"method.name": "cbst", "method.start": "run"}
+    started |= {"data.target_train_share": 0.25, "train.steps_per_epoch": 5}
     config = override_config(RunConfig(), photos | started)
     assert own_settings(config) == photos | started
