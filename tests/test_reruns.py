@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable
@@ -24,7 +25,9 @@ from csg_ray.results.reruns import (
 )
 from csg_ray.results.selection import RULES
 from csg_ray.results.study import Study, Trial, load_study
+from csg_ray.scale.tuner import run_study
 from csg_ray.search_space import parse_search_space
+from small_study import Recorder, small_space
 from written_study import write_study
 
 MakeStudy = Callable[..., Path]
@@ -143,7 +146,7 @@ def test_one_seed_is_no_spread(make_study: MakeStudy, capsys: pytest.CaptureFixt
     assert "--rerun-seeds" in capsys.readouterr().err
 
 
-def finished_reruns(study: Study, monkeypatch: pytest.MonkeyPatch, accuracies: Any) -> None:
+def finished_reruns(study: Study, accuracies: Any) -> None:
     """Reruns that have ended, with (mean, deviation) of the accuracy of each."""
     assert isinstance(study.directory, Path)
     space = rerun_space(study, study.top(2), 3)
@@ -152,8 +155,6 @@ def finished_reruns(study: Study, monkeypatch: pytest.MonkeyPatch, accuracies: A
     for number, (trial, (mean, spread)) in enumerate(
         zip(study.top(2), accuracies, strict=True), start=1
     ):
-        import json
-
         folder = study.directory / "reruns" / "trials" / f"{number:04d}"
         record = json.loads((folder / "params.json").read_text())
         (folder / "params.json").write_text(json.dumps(record | {"params": dict(trial.params)}))
@@ -163,9 +164,9 @@ def finished_reruns(study: Study, monkeypatch: pytest.MonkeyPatch, accuracies: A
 
 
 def test_ended_reruns_are_shown_and_not_trained_again(
-    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finished_reruns(study, monkeypatch, [(0.61, 0.01), (0.67, 0.02)])
+    finished_reruns(study, [(0.61, 0.01), (0.67, 0.02)])
 
     words = ["best", str(study.directory), "--rerun-seeds", "3", "--top", "2"]
     assert main(words) == 0
@@ -181,8 +182,44 @@ def test_ended_reruns_are_shown_and_not_trained_again(
 
 
 def test_a_lead_within_chance_is_called_that(
-    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finished_reruns(study, monkeypatch, [(0.66, 0.03), (0.67, 0.02)])
+    finished_reruns(study, [(0.66, 0.03), (0.67, 0.02)])
     assert main(["best", str(study.directory), "--rerun-seeds", "3", "--top", "2"]) == 0
     assert "by 0.010, which is not more than two standard errors" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_reruns_are_trained_go_on_where_they_were_and_are_reported(
+    shared_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "small"
+    run_study(small_space(3, epochs=1, scheduler="none"), directory, Recorder(), verbose=False)
+    words = ["best", str(directory), "--rerun-seeds", "2", "--top", "2"]
+    assert main(words) == 0
+    first = load_study(directory / "reruns")
+    assert [trial.state for trial in first.trials] == ["completed", "completed"]
+    study = load_study(directory)
+    assert [dict(trial.params) for trial in first.trials] == [
+        dict(trial.params) for trial in study.top(2)
+    ]
+    for trial in first.trials:
+        assert trial.last[f"{ACCURACY}_std"] >= 0
+    # As if it had been killed in its second trial.
+    lost = directory / "reruns" / "trials" / "0002"
+    for name in ("state.json", "result.json", "checkpoint.pt"):
+        (lost / name).unlink()
+    kept = (directory / "reruns" / "trials" / "0001" / "result.json").read_bytes()
+    capsys.readouterr()
+
+    assert main(words) == 0
+
+    again = load_study(directory / "reruns")
+    assert (directory / "reruns" / "trials" / "0001" / "result.json").read_bytes() == kept
+    # The same seeds give the same numbers.
+    assert again.trials[1].last[ACCURACY] == first.trials[1].last[ACCURACY]
+    assert not (directory / "reruns-2").exists()
+    assert "Winner over 2 new seeds: trial 000" in capsys.readouterr().out
+    assert main(["report", str(directory)]) == 0
+    assert "Over new seeds" in (directory / "report.html").read_text()

@@ -24,7 +24,7 @@ from csg_ray.storage.checkpoint import load_checkpoint, save_checkpoint
 from csg_ray.storage.ledger import read_ledger
 from csg_ray.storage.paths import StoragePath
 from csg_ray.training.evaluate import evaluate_split
-from written_study import SPACE
+from written_study import SPACE, write_study
 
 MakeStudy = Callable[..., Path]
 MakeStudyAt = Callable[..., StoragePath]
@@ -411,3 +411,21 @@ def test_a_run_without_an_epoch_is_refused(run: Path, room: SimpleNamespace) -> 
         evaluate_run(run)
 
     assert nothing_was_touched(run, room)
+
+
+def test_reruns_write_into_the_ledger_of_their_study(
+    study: StoragePath, quick: SimpleNamespace
+) -> None:
+    """Both look at one split, and neither may hide its look."""
+    evaluate_study(study)
+    reruns = study / "reruns"
+    write_study(reruns, WINNER, COOLEST)
+    add_checkpoints(reruns)
+
+    outcome = evaluate_study(reruns)
+
+    assert [opening["reason"] for opening in outcome["earlier_openings"]] == [
+        "evaluate target_val 0003, source_val 0004, hse 0004"
+    ]
+    assert len(read_ledger(study / "test_ledger.jsonl")) == 2
+    assert read_ledger(reruns / "test_ledger.jsonl") == []
