@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 from csg_ray.results.picks import RulePick, rule_picks
-from csg_ray.results.study import load_study
+from csg_ray.results.study import Study, is_study, load_study
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 TARGET = "target_val/mean_class_accuracy"
@@ -31,11 +31,18 @@ T_95 = {5: 2.776, 8: 2.365}  # Student's t, 97.5 %, by sample size
 
 
 def search(directory: Path, seed: int, metric: str) -> None:
-    """One study, begun or gone on with."""
+    """One study, begun or gone on with; one that has ended is left alone."""
+    if is_study(directory) and _has_ended(load_study(directory)):
+        return
     settings = (f"search.seed={seed}", f"search.metric={metric}")
     words = ["search", SPACE, "--trials", 16, "--study", directory, "--resume"]
     words += [word for setting in settings for word in ("--set", setting)]
     run(*words)
+
+
+def _has_ended(study: Study) -> bool:
+    ended = [trial for trial in study.trials if trial.state != "unfinished"]
+    return len(ended) == study.space.search.num_trials
 
 
 def run(*words: object) -> None:
