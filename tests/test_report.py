@@ -212,6 +212,16 @@ def test_settings_of_branches_have_slices_of_their_own() -> None:
         t.params["method.name"] for t in study.trials if len(t.params) > len(study.space.space)
     }
     assert all(any(branch in name for name in names) for branch in branches)
+    # The best is marked in the slices of its own branch alone.
+    best = next(trial for trial in study.trials if trial.params["method.name"] in branches)
+    marked = {
+        figure.name
+        for figure in build_figures(study, best)
+        if figure.name.startswith("slice_") and any("best" in str(t.name) for t in figure.plot.data)
+    }
+    own = {name for name in names if best.params["method.name"] in name}
+    assert own
+    assert marked == own | {"slice_method.name", "slice_augment.magnitude"}
     render_page(build_report(study))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import optuna.visualization as optuna_plots
 import plotly.graph_objects as go
 
-from csg_ray.results.optuna_study import build_optuna_study, named_domains
+from csg_ray.results.optuna_study import build_optuna_study, named_domains, optuna_params
 from csg_ray.results.selection import SCORE_NAMES, final_value
 from csg_ray.results.study import ENERGY, Study, Trial
 from csg_ray.search_space import Choice, Domain
@@ -139,9 +139,9 @@ def _mark(
     plot: go.Figure,
     study: Study,
     best: Trial | None,
-    at: Callable[[Trial, Study], tuple[Any, Any]],
+    at: Callable[[Trial, Study], tuple[Any, Any] | None],
 ) -> None:
-    """Mark the published settings and the best trial, when they have completed."""
+    """Mark the published settings and the best trial, when they have completed and a place."""
     marks = (
         (study.published, "published settings", PUBLISHED, "diamond"),
         (best, "best", BEST, "star"),
@@ -149,7 +149,9 @@ def _mark(
     for trial, name, colour, symbol in marks:
         if trial is None or final_value(trial, study.score_metric) is None:
             continue
-        x, y = at(trial, study)
+        if (place := at(trial, study)) is None:
+            continue
+        x, y = place
         plot.add_scatter(
             x=[x],
             y=[y],
@@ -327,8 +329,7 @@ def _slices(completed: Study, best: Trial | None) -> list[Figure]:
         plot.update_layout(title=None)
         plot.update_traces(marker={"showscale": False, "size": 8}, name="completed trials")
         _scale_axis(plot, domain)
-        if best is not None and path in best.params:
-            _mark(plot, completed, best, partial(_at_setting, path=path, domain=domain))
+        _mark(plot, completed, best, partial(_at_setting, name=name, path=path, domain=domain))
         figure = Figure("slice_" + re.sub(r"[^A-Za-z0-9.]+", "_", name), name, "", _styled(plot))
         figure.plot.update_layout(showlegend=False, margin={"t": 10, "l": 55})
         figure.plot.update_xaxes(title=None)
@@ -368,8 +369,13 @@ def _scale_axis(plot: go.Figure, domain: Domain) -> None:
         plot.update_xaxes(range=[domain.low - margin, domain.high + margin])
 
 
-def _at_setting(trial: Trial, study: Study, path: str, domain: Domain) -> tuple[Any, Any]:
-    value = trial.params.get(path)
+def _at_setting(
+    trial: Trial, study: Study, name: str, path: str, domain: Domain
+) -> tuple[Any, Any] | None:
+    """Where a trial is in the slice of a setting; nowhere in that of another branch."""
+    if name not in optuna_params(study.space, trial.params):
+        return None
+    value = trial.params[path]
     shown = str(value) if isinstance(domain, Choice) else value
     return shown, trial.last.get(study.space.objectives[0].metric)
 
