@@ -353,7 +353,7 @@ def test_a_second_search_takes_the_next_free_name(scale: SimpleNamespace, space_
     Path("studies/digits-2").mkdir()
     scale.ending = lambda: pytest.fail("not reached")
 
-    def stop(space: SearchSpace, directory: Path, progress: Progress, verbose: bool) -> None:
+    def stop(space: SearchSpace, directory: Path, *_: object) -> None:
         assert directory == Path("studies/digits-3")
         raise UserError("seen")
 
