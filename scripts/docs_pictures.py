@@ -31,23 +31,24 @@ from csg_ray.search_space import load_search_space
 ROOT = Path(__file__).parents[1]
 SPACE = ROOT / "search_spaces" / "digits.yaml"
 WIDTHS = {"desk": 1280, "phone": 390}
+MARGIN = 16  # pixels
 
 
-def run(*words: object) -> None:
-    """A command of csg_ray."""
+def run(out: Path, *words: object) -> None:
+    """A command of csg_ray, in `out`: pictures show short paths."""
     print("csg-ray", *words, flush=True)
-    subprocess.run([sys.executable, "-m", "csg_ray", *map(str, words)], check=True)
+    subprocess.run([sys.executable, "-m", "csg_ray", *map(str, words)], cwd=out, check=True)
 
 
-def train(config: RunConfig, directory: Path) -> Path:
-    """A run of its own, begun or gone on with."""
-    file = directory.with_suffix(".yaml")
-    if (directory / "run.yaml").exists():
-        run("restore", directory)
-    else:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(dump_yaml(config_to_mapping(config)))
-        run("train", file, "--out", directory)
+def train(out: Path, name: str, config: RunConfig) -> str:
+    """A run of its own, begun or gone on with; its directory below `out`."""
+    directory = f"runs/{name}"
+    if (out / directory / "run.yaml").exists():
+        run(out, "restore", directory)
+        return directory
+    (out / "runs").mkdir(exist_ok=True)
+    (out / f"{directory}.yaml").write_text(dump_yaml(config_to_mapping(config)))
+    run(out, "train", f"{directory}.yaml", "--out", directory)
     return directory
 
 
@@ -87,7 +88,15 @@ def photograph(page: Path, out: Path) -> None:
             tab.goto(page.as_uri())
             tab.evaluate("document.querySelectorAll('[data-figure]').forEach(draw)")
             tab.wait_for_timeout(2000)
-            tab.screenshot(path=out / f"report_{name}.png", full_page=True)
+            # The rest of the page is more of the same.
+            last = tab.query_selector("#figure-learning_curves")
+            box = last.bounding_box()
+            height = box["y"] + box["height"] + MARGIN
+            tab.screenshot(
+                path=out / f"report_{name}.png",
+                full_page=True,
+                clip={"x": 0, "y": 0, "width": width, "height": height},
+            )
         browser.close()
 
 
@@ -97,26 +106,30 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     args = parser.parse_args()
-    out: Path = args.out
-    study = out / "studies" / "digits"
-    run("search", SPACE, "--study", study, "--resume")
-    run("best", study, "--rerun-seeds", 3)
-    run("evaluate", study)
+    out: Path = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    study = "studies/digits"
+    if not (out / study / "trials.parquet").exists():
+        run(out, "search", SPACE, "--study", study, "--resume")
+    run(out, "best", study, "--rerun-seeds", 3)
+    if not (out / study / "test_results.json").exists():
+        run(out, "evaluate", study)
     space = load_search_space(SPACE)
     published = space.config_for(space.first_point())
     vanilla = override_config(published, {"method.name": "vanilla"})
-    trained = {"vanilla": vanilla, "published": published, "real": real(vanilla, out)}
-    runs = {name: train(config, out / "runs" / name) for name, config in trained.items()}
+    shown = [
+        train(out, "vanilla", vanilla),
+        train(out, "published", published),
+        study,
+        train(out, "real", real(vanilla, out)),
+    ]
     for folder in (out / "report", out / "figures"):
         shutil.rmtree(folder, ignore_errors=True)
-    run("report", study, "--images", out / "report")
-    shown = (runs["vanilla"], runs["published"], study, runs["real"])
-    run("figures", *shown, "--out", out / "figures")
-    photograph(study / "report.html", args.docs)
+    run(out, "report", study, "--images", "report")
+    run(out, "figures", *shown, "--out", "figures")
+    photograph(out / study / "report.html", args.docs)
     for name in ("features", "attention", "grad_cam"):
         shutil.copy(out / "figures" / f"{name}.png", args.docs / f"{name}.png")
-    for name in ("energy_and_score", "learning_curves"):
-        shutil.copy(out / "report" / f"{name}.png", args.docs / f"{name}.png")
 
 
 if __name__ == "__main__":

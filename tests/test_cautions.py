@@ -14,7 +14,7 @@ from csg_ray.results.picks import rule_picks
 from csg_ray.results.report.cautions import find_cautions
 from csg_ray.results.study import Study, load_study
 from csg_ray.search_space import parse_search_space
-from written_study import SPACE
+from written_study import SPACE, write_study
 
 MakeStudy = Callable[..., Path]
 # Best before the last epoch, in the middle of all ranges, and many of them: nothing to say.
@@ -193,3 +193,18 @@ def test_without_a_winner_only_what_can_be_said_is_said(make_study: MakeStudy) -
     found = cautions(study)
     assert only(found, "full budget").startswith("0 trials")
     assert "did not complete (stopped)" in only(found, "published")
+
+
+def test_a_best_trial_that_new_seeds_do_not_confirm(calm: Study) -> None:
+    """By accuracy on source_val 0001 is the best, and 0002 the second."""
+    assert isinstance(calm.directory, Path)
+    worse, better = (("completed", [(0.5, 0.5, value)]) for value in (0.7, 0.8))
+    write_study(calm.directory / "reruns", worse, better, search=CALM)
+    reruns = load_study(calm.directory / "reruns")
+    assert only(cautions(calm, (reruns,)), "lucky") == (
+        "Trained again over 3 new seeds, trial 0002 is better than the best trial of the search, "
+        "0001: that one was lucky."
+    )
+    write_study(calm.directory / "reruns-2", better, worse, search=CALM)
+    confirmed = load_study(calm.directory / "reruns-2")
+    assert not [text for text in cautions(calm, (reruns, confirmed)) if "lucky" in text]

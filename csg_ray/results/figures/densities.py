@@ -44,8 +44,8 @@ def draw_features(observations: Sequence[Observation], remarks: Sequence[str]) -
 
     Axes and colours are the same in all panels, so that what looks denser is denser.
     """
-    columns = min(len(observations), _MAX_COLUMNS)
-    rows = math.ceil(len(observations) / columns)
+    rows = math.ceil(len(observations) / _MAX_COLUMNS)
+    columns = math.ceil(len(observations) / rows)
     panels_width = columns * (_SIDE + _GAP)
     above = max(title_height(observation.name, _SIDE) for observation in observations)
     row_height = above + _SIDE + _BELOW

@@ -10,6 +10,7 @@ from typing import Any
 from csg_ray.config.data import has_sealed_split
 from csg_ray.config.errors import UserError
 from csg_ray.results.picks import RulePick, read_test_results
+from csg_ray.results.reruns import pair_up, winner
 from csg_ray.results.selection import final_value
 from csg_ray.results.study import FINAL_STATES, Study, Trial
 from csg_ray.search_space import Choice, Domain, Float, Integer
@@ -41,6 +42,7 @@ def find_cautions(
     """
     return [
         *_labels_used(study, picks),
+        *_beaten_over_new_seeds(study, best, reruns),
         *_too_few_seeds(study, best, reruns),
         *_at_an_edge(study, best),
         *_still_rising(study, best),
@@ -72,6 +74,24 @@ def _sealed_advice(study: Study) -> str:
     if not has_sealed_split(study.space.first_config().data):
         return ""
     return f"Quote target_test (csg-ray evaluate {study.directory}). "
+
+
+def _beaten_over_new_seeds(
+    study: Study, best: Trial | None, reruns: Sequence[Study]
+) -> Iterator[Caution]:
+    """The best trial was lucky: trained again, another one of the first few is better."""
+    if best is None or not reruns:
+        return
+    rule = study.rule(study.default_rule)
+    first = winner(pair_up(study, reruns[-1]), rule)
+    if first is None or first.original.id == best.id:
+        return
+    yield Caution(
+        f"Trained again over {reruns[-1].space.search.repeats} new seeds, trial "
+        f"{first.original.id} is better than the best trial of the search, {best.id}: that one "
+        "was lucky.",
+        f"csg-ray export {study.directory} OUT.yaml --trial {first.original.id} exports the other.",
+    )
 
 
 def _too_few_seeds(study: Study, best: Trial | None, reruns: Sequence[Study]) -> Iterator[Caution]:
