@@ -330,6 +330,7 @@ def test_search_ends_with_the_winner_and_the_next_commands(
         "",
         "Next:",
         "  csg-ray best studies/digits",
+        "  csg-ray report studies/digits",
         "  csg-ray export studies/digits digits.yaml",
         "  csg-ray evaluate studies/digits",
     ]

@@ -63,6 +63,7 @@ def test_an_exported_trial_loads_as_its_run_config(
             "epoch": 3,
             "source_val/mean_class_accuracy": 0.95,
             "target_val/hse": 0.70,
+            "seconds": 60.0,
             "target_val/mean_class_accuracy": 0.60,
         },
         "seed": 0,

@@ -124,6 +124,7 @@ def test_a_search_ends_with_it_and_without_evaluate(
     assert notes(out) == NOTES
     assert [line.split()[1] for line in out.partition("Next:")[2].split("\n") if line] == [
         "best",
+        "report",
         "export",
     ]
 

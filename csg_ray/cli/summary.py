@@ -111,7 +111,8 @@ def next_commands(study: Study) -> list[str]:
     """Commands to paste that go on from here."""
     directory = study.directory
     out = first_free(Path(f"{directory.name}.yaml"))
-    commands = [command("best", directory), command("export", directory, out)]
+    commands = [command(word, directory) for word in ("best", "report")]
+    commands.append(command("export", directory, out))
     if study.space.search.sampler == "grid":
         commands.insert(0, command("compare", directory))
     if has_sealed_split(study.space.first_config().data):
