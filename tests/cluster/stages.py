@@ -119,8 +119,12 @@ def _runs(host: Host, name: str) -> bool:
 
 
 def _writers(trial: Path) -> list[str]:
-    """The hosts that wrote the trial's TensorBoard files, in their order; the names say it."""
-    return [file.name.split(".", maxsplit=4)[4] for file in _event_files(trial)]
+    """The hosts that wrote the trial's TensorBoard files, in their order; the names say it.
+
+    events.out.tfevents.SECONDS.HOST.NANOSECONDS
+    """
+    ends = [file.name.split(".", maxsplit=4)[4] for file in _event_files(trial)]
+    return [end.rpartition(".")[0] for end in ends]
 
 
 def _event_files(trial: Path) -> list[Path]:
