@@ -25,10 +25,10 @@ from csg_ray.config.data import DataConfig
 from csg_ray.config.reader import dump_yaml
 from csg_ray.data.load import load_splits
 from csg_ray.data.splits import ArraySceneSplit, ArraySplit, DomainSplits
-from csg_ray.data.transforms import normalise
+from csg_ray.data.transforms import denormalise, normalise
 from csg_ray.results.figures import make
 from csg_ray.results.figures.densities import MAX_POINTS, draw_features
-from csg_ray.results.figures.images import choose_images, denormalise
+from csg_ray.results.figures.images import choose_images
 from csg_ray.results.figures.make import Observed, draw, observe_models
 from csg_ray.results.figures.models import find_models
 from csg_ray.results.figures.observe import ModelName, Observation

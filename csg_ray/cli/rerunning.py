@@ -11,7 +11,6 @@ from csg_ray.cli.guard import command, continued_by, fail, say
 from csg_ray.cli.preparing import prepare_study
 from csg_ray.cli.searching import CHECKING
 from csg_ray.cli.summary import STAMP, no_winner, print_notes
-from csg_ray.config.errors import UserError
 from csg_ray.results.export import first_free, selected_with_target_labels
 from csg_ray.results.reruns import (
     FOLDER,
@@ -33,22 +32,13 @@ def rerun_best(directory: StoragePath, top: int, by: str | None, seeds: int, ver
     """Train the best trials again over `seeds` new seeds, or go on with that; then say who won."""
     study = load_study(directory)
     rule = study.rule(by or OBJECTIVE)
-    _refuse_unfinished(study)
+    study.refuse_unfinished()
     trials = distinct_settings(study.top(len(study.trials), rule.name), top)
     if not trials:
         fail(no_winner(study))
     space = rerun_space(study, trials, seeds)
     reruns = _run(study, space, reruns_of(study, space), verbose)
     _print_outcome(study, reruns, rule, seeds)
-
-
-def _refuse_unfinished(study: Study) -> None:
-    unfinished = sum(trial.state == "unfinished" for trial in study.trials)
-    if unfinished:
-        raise UserError(
-            f"{unfinished} of {len(study.trials)} trials of study {study.directory} are "
-            "unfinished, and one of them may win yet; restore the study with csg-ray restore first"
-        )
 
 
 def _run(study: Study, space: SearchSpace, begun: Study | None, verbose: bool) -> Study:

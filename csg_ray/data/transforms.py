@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -84,6 +85,14 @@ def normalise(images: Sequence[Image.Image]) -> Tensor:
         normalised.copy_(torch.from_numpy(np.array(image)).permute(2, 0, 1))
         normalised.div_(255).sub_(mean).div_(std)
     return batch
+
+
+def denormalise(image: Tensor) -> NDArray[np.float32]:
+    """What a network was given, (3, H, W), as it is seen: (H, W, 3), 0 to 1."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    seen = image.detach().float().cpu() * std + mean
+    pixels: NDArray[np.float32] = seen.clamp(0, 1).permute(1, 2, 0).numpy()
+    return pixels
 
 
 def _scaled_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:

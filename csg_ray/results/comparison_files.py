@@ -6,8 +6,7 @@ import contextlib
 import csv
 import io
 import re
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +24,7 @@ from csg_ray.results.comparison_table import (
 )
 from csg_ray.results.published import Beside
 from csg_ray.results.table import typed_column
-from csg_ray.storage.folders import remove_tree
+from csg_ray.storage.folders import remove_tree, whole_folder
 from csg_ray.storage.paths import RemotePath, StoragePath
 from csg_ray.storage.records import write_whole
 
@@ -43,30 +42,22 @@ def write_comparison(compared: Compared, directory: StoragePath) -> None:
         "compare.parquet": parquet.getvalue(),
     }
     if isinstance(directory, RemotePath):
-        with _removed_unless_whole(directory):
-            _write_files(files, directory)
+        _write_objects(files, directory)
         return
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    hidden = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
-    with _removed_unless_whole(hidden):
-        _write_files(files, hidden)
-        hidden.rename(directory)
+    with whole_folder(directory) as hidden:
+        for name, content in files.items():
+            write_whole(hidden / name, content)
 
 
-@contextlib.contextmanager
-def _removed_unless_whole(directory: StoragePath) -> Iterator[None]:
+def _write_objects(files: Mapping[str, bytes], directory: RemotePath) -> None:
+    """Nothing can be renamed on a store: what was written goes again when the rest fails."""
     try:
-        yield
+        for name, content in files.items():
+            write_whole(directory / name, content)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):  # nothing was written yet
             remove_tree(directory)
         raise
-
-
-def _write_files(files: Mapping[str, bytes], directory: StoragePath) -> None:
-    directory.mkdir()
-    for name, content in files.items():
-        write_whole(directory / name, content)
 
 
 def build_comparison_table(compared: Compared) -> pa.Table:

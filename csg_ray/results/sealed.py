@@ -69,12 +69,7 @@ def evaluate_study(directory: StoragePath) -> dict[str, Any]:
             that have changed.
     """
     study = load_study(directory)
-    unfinished = sum(trial.state == "unfinished" for trial in study.trials)
-    if unfinished:
-        raise UserError(
-            f"{unfinished} of {len(study.trials)} trials of study {directory} are unfinished, and "
-            "one of them may win yet; restore the study with csg-ray restore first"
-        )
+    study.refuse_unfinished()
     picks = _study_picks(study)
     if not picks:
         raise UserError(f"no trial of study {directory} has completed, so there is nothing to test")

@@ -137,6 +137,20 @@ class Study:
         first = self.space.objectives[0]
         return objective_rule(first.metric, first.mode, self.rules)
 
+    def refuse_unfinished(self) -> None:
+        """Refuse to settle anything while a trial is under way.
+
+        Raises:
+            UserError: a trial is unfinished.
+        """
+        unfinished = sum(trial.state == "unfinished" for trial in self.trials)
+        if unfinished:
+            raise UserError(
+                f"{unfinished} of {len(self.trials)} trials of study {self.directory} are "
+                "unfinished, and one of them may win yet; restore the study with csg-ray restore "
+                "first"
+            )
+
     def trial(self, trial_id: str) -> Trial:
         """The trial called `trial_id`; leading zeros may be left out.
 

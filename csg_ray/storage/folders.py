@@ -5,8 +5,10 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from csg_ray.config.errors import UserError
@@ -35,6 +37,24 @@ def remove_tree(folder: StoragePath) -> None:
         folder.delete_tree()
     else:
         shutil.rmtree(folder)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Fill a new folder, which is there with all that it will hold or not at all.
+
+    Yields:
+        A hidden neighbour, empty, that takes the name of `folder` at the end.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    hidden = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    hidden.mkdir()
+    try:
+        yield hidden
+        hidden.rename(folder)
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
 
 
 def check_writable(folder: StoragePath) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from csg_ray.data.epoch import eval_batches
 from csg_ray.data.loader import Batch
 from csg_ray.data.splits import IGNORED
-from csg_ray.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from csg_ray.data.transforms import denormalise
 from csg_ray.training.scores import score
 
 if TYPE_CHECKING:
@@ -141,9 +141,7 @@ def class_colours(num_classes: int) -> Picture:
 
 def to_rgb(image: Tensor) -> Picture:
     """A network's input (3, H, W) as it looked before it was normalised."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    values = (image.detach().float().cpu() * std + mean) * 255
-    rgb: Picture = values.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    rgb: Picture = (denormalise(image) * 255).round().astype(np.uint8)
     return rgb
 
 

@@ -9,12 +9,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from csg_ray.config.run import RunConfig
 from csg_ray.data.epoch import eval_batches
 from csg_ray.data.splits import ClassSplit, Split
-from csg_ray.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from csg_ray.data.transforms import denormalise
 from csg_ray.seeding import sub_seed
 
 Pixels: TypeAlias = NDArray[np.float32]
@@ -59,10 +58,3 @@ def read_images(split: Split, indices: list[int], config: RunConfig) -> list[Sho
     return [
         ShownImage(denormalise(batch.views[0][0]), batch.labels[0].numpy()) for batch in batches
     ]
-
-
-def denormalise(image: Tensor) -> Pixels:
-    """What a network was given, (3, H, W), as it is seen: (H, W, 3), 0 to 1."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    pixels: Pixels = (image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
-    return pixels

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +20,7 @@ from csg_ray.results.figures.models import TrainedModel, short_names
 from csg_ray.results.figures.observe import ModelName, Observation, observe
 from csg_ray.results.figures.panels import draw_attention, draw_grad_cam, draw_segmentation
 from csg_ray.results.figures.style import figure_style
+from csg_ray.storage.folders import whole_folder
 from csg_ray.training.evaluate import load_trained
 
 FileFormat = Literal["png", "svg"]
@@ -118,7 +116,7 @@ def write_figures(
     Returns:
         The names of the files.
     """
-    with _whole_folder(out) as folder, figure_style():
+    with whole_folder(out) as folder, figure_style():
         for name, figure in draw(observed, task, remarks).items():
             save_figure(figure, folder / f"{name}.{file_format}")
         return sorted(path.name for path in folder.iterdir())
@@ -128,20 +126,6 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure in the format of the file's ending; equal figures are equal files."""
     metadata = {"Date": None} if path.suffix == ".svg" else None
     figure.savefig(path, dpi=_DOTS_PER_INCH, facecolor="white", metadata=metadata)
-
-
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A hidden neighbour that takes the name of `out` at the end."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    hidden = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    hidden.mkdir()
-    try:
-        yield hidden
-        hidden.rename(out)
-    except BaseException:
-        shutil.rmtree(hidden, ignore_errors=True)
-        raise
 
 
 def _check_classes(

@@ -10,6 +10,7 @@ from typing import Any
 from csg_ray.config.data import has_sealed_split
 from csg_ray.config.errors import UserError
 from csg_ray.results.picks import RulePick, read_test_results
+from csg_ray.results.report.plots import short
 from csg_ray.results.reruns import pair_up, winner
 from csg_ray.results.selection import final_value
 from csg_ray.results.study import FINAL_STATES, Study, Trial
@@ -115,7 +116,7 @@ def _at_an_edge(study: Study, best: Trial | None) -> Iterator[Caution]:
         if edge is None or not _can_go_on(study, best, path, domain, edge):
             continue
         yield Caution(
-            f"The best trial has {path} {_short(best.params[path])}, at the {edge} end of what was "
+            f"The best trial has {path} {short(best.params[path])}, at the {edge} end of what was "
             f"searched ({_range(domain)}).",
             "Widen the range at that end and search on: the best value may lie outside.",
         )
@@ -162,7 +163,7 @@ def _can_go_on(study: Study, best: Trial, path: str, domain: Domain, edge: str) 
 def _range(domain: Domain) -> str:
     if isinstance(domain, Choice):
         return ", ".join(str(value) for value in domain.values)
-    return f"{_short(domain.low)} to {_short(domain.high)}"
+    return f"{short(domain.low)} to {short(domain.high)}"
 
 
 def _still_rising(study: Study, best: Trial | None) -> Iterator[Caution]:
@@ -250,7 +251,3 @@ def _changed_on_the_way(study: Study) -> Iterator[Caution]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -16,7 +16,7 @@ from csg_ray.results.cost import Cost, study_cost
 from csg_ray.results.export import selected_with_target_labels
 from csg_ray.results.picks import TIES, RulePick, rule_picks
 from csg_ray.results.report.cautions import Caution, find_cautions
-from csg_ray.results.report.plots import Figure, build_figures, score_label
+from csg_ray.results.report.plots import Figure, build_figures, score_label, short
 from csg_ray.results.reruns import Rerun, find_reruns, pair_up, winner
 from csg_ray.results.selection import OBJECTIVE, Rule, final_value
 from csg_ray.results.study import ENERGY, Study, Trial
@@ -71,7 +71,7 @@ def render_page(report: Report) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"metric": _metric, "value": _value, "minutes": _minutes}
+    environment.filters |= {"metric": _metric, "value": short, "minutes": _minutes}
     study = report.study
     return environment.get_template("page.html.jinja").render(
         study=study,
@@ -165,12 +165,6 @@ def _metric(metrics: Mapping[str, Any] | None, name: str) -> str:
         return "-"
     spread = (metrics or {}).get(f"{name}_std")
     return f"{value:.3f}" if spread is None else f"{value:.3f} ± {spread:.3f}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "-" if value is None else str(value)
 
 
 def _minutes(seconds: float | None) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from csg_ray.config.errors import UserError
 from csg_ray.results.report.plots import Figure
+from csg_ray.storage.folders import whole_folder
 
 WIDTH, HEIGHT, SCALE = 900, 520, 2  # pixels, and how many device pixels each has in a PNG
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -43,21 +43,15 @@ def write_pictures(figures: Sequence[Figure], folder: Path, image_format: str) -
     """
     import plotly.io
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder) as hidden:
         plotly.io.write_images(
             fig=[_titled(figure) for figure in figures],
-            file=[staged / f"{figure.name}.{image_format}" for figure in figures],
+            file=[hidden / f"{figure.name}.{image_format}" for figure in figures],
             format=image_format,
             width=WIDTH,
             height=HEIGHT,
             scale=SCALE,
         )
-        staged.chmod(0o755)
-        staged.rename(folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _titled(figure: Figure) -> object:

@@ -416,11 +416,14 @@ def metric_label(metric: str) -> str:
 
 def describe(trial: Trial) -> str:
     """A trial and its settings, on lines of their own for a hover label."""
-    settings = (f"{path}: {_short(value)}" for path, value in trial.params.items())
+    settings = (f"{path}: {short(value)}" for path, value in trial.params.items())
     return "<br>".join([f"trial {trial.id}", *settings])
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A setting to four digits at most; a dash where there is none."""
+    if value is None:
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
