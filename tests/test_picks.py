@@ -15,7 +15,7 @@ from csg_ray.results.study import load_study
 MakeStudy = Callable[..., Path]
 # (accuracy, HSE, source accuracy) of the last epoch decides each rule.
 BY_TARGET = ("completed", [(0.2, 0.9, 0.8), (0.7, 0.5, 0.90)])
-BY_SOURCE = ("completed", [(0.2, 0.9, 0.8), (0.6, 0.6, 0.99)])
+BY_SOURCE = ("completed", [(0.2, 0.9, 0.8), (0.3, 0.8, 0.9), (0.6, 0.6, 0.99)])
 BY_ENERGY = ("completed", [(0.2, 0.9, 0.8), (0.5, 0.2, 0.95)])
 CUT = ("stopped", [(0.99, 0.01, 1.0)])
 
@@ -79,7 +79,9 @@ def test_the_test_results_of_a_trial_are_those_of_its_epoch_and_of_the_newest_lo
     make_study: MakeStudy,
 ) -> None:
     directory = make_study(BY_TARGET, BY_SOURCE, BY_ENERGY)
-    first = look(("target_val", "0001", 2, 0.5), ("hse", "0003", 1, 0.3))
+    first = look(
+        ("target_val", "0001", 2, 0.5), ("source_val", "0002", 3, 0.55), ("hse", "0003", 1, 0.3)
+    )
     second = look(("target_val", "0001", 2, 0.6))
     results = second | {"earlier_results": [first]}
     (directory / "test_results.json").write_text(json.dumps(results))
@@ -87,7 +89,11 @@ def test_the_test_results_of_a_trial_are_those_of_its_epoch_and_of_the_newest_lo
     tested = {pick.trial.id: pick.tested for pick in rule_picks(load_study(directory))}
 
     # 0003 was tested after its first epoch, which is not the one that is picked.
-    assert tested == {"0001": {"mean_class_accuracy": 0.6}, "0002": None, "0003": None}
+    assert tested == {
+        "0001": {"mean_class_accuracy": 0.6},
+        "0002": {"mean_class_accuracy": 0.55},
+        "0003": None,
+    }
     assert read_test_results(directory) == [first, second]
     assert not (directory / "test_ledger.jsonl").exists()
 
