@@ -35,7 +35,7 @@ class ASG(ReferenceMethod):
         maps = self.features(images)
         own = self._log_probabilities(maps[TASK_STAGE])
         with torch.no_grad():
-            reference = self._log_probabilities(self.reference_encoder(images)[TASK_STAGE])
+            reference = self._log_probabilities(self.reference_features(images)[TASK_STAGE])
         kl = functional.kl_div(own, reference, reduction="batchmean", log_target=True)
         task = self.task_loss(maps, batch.labels)
         return StepOutput(task + self.loss_weight * kl, {"kl": kl.detach()})

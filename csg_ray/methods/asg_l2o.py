@@ -53,6 +53,7 @@ class ASGL2O(ASG):
     coasts on for about ten steps.
     """
 
+    reads_every_step = True  # a window counts the steps that were taken
     worst_logs: ClassVar[dict[str, float]] = {
         **ASG.worst_logs,
         **{f"lr_ratio/{name}": 0.0 for name in GROUPS},

@@ -8,17 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.run import ModelConfig, RunConfig
+from csg_ray.contrastive.precision import at_least_float32
 from csg_ray.data.loader import Batch
 from csg_ray.data.splits import IGNORED, DomainSplits, Split
 from csg_ray.distributed import rank, shares, sum_over_ranks
 from csg_ray.models.deeplab import build_segmentation_head, upsample
 from csg_ray.models.encoders import build_encoder
+from csg_ray.models.folding import fold_batch_norm
+from csg_ray.models.precision import autocast
 from csg_ray.models.resnet import TappedResNet
 from csg_ray.seeding import seeded
 
@@ -53,9 +57,12 @@ class Method(nn.Module):
     Attributes:
         num_views: draws of the train transform that `training_loss` wants of every image.
         worst_logs: the names in `StepOutput.logs`, each with what a diverged epoch reports.
+        reads_every_step: whether `after_step` must not be called of a step that is skipped. Then a
+            GPU is waited for at every step.
     """
 
     num_views = 1
+    reads_every_step = False
     worst_logs: ClassVar[dict[str, float]] = {}
 
     def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:
@@ -69,6 +76,11 @@ class Method(nn.Module):
         self.head = self.new_head()
         if not config.model.train_batch_norm_affine:
             _freeze_batch_norm_affine(self.encoder)
+        if config.model.freeze_batch_norm and config.compute.fold_batch_norm:
+            fold_batch_norm(self.encoder)
+        if config.compute.channels_last:
+            for network in (self.encoder, self.head):
+                network.to(memory_format=torch.channels_last)
         self.train()
 
     def new_head(self) -> nn.Module:
@@ -86,8 +98,17 @@ class Method(nn.Module):
 
     def features(self, images: Tensor) -> dict[int, Tensor]:
         """Map images (N, 3, H, W) to the encoder's {stage: (N, C_stage, H_stage, W_stage)}."""
-        maps: dict[int, Tensor] = self.encoder(images)
-        return maps
+        return self._pass_through(self.encoder, images)
+
+    def _pass_through(self, encoder: nn.Module, images: Tensor) -> dict[int, Tensor]:
+        """An encoder's maps, computed as `compute.precision` says, in float32 at least.
+
+        All that follows is small, and must not be rounded to 16 bits: a temperature of 0.07
+        multiplies what is lost by 14.
+        """
+        with autocast(self.config.compute.precision, images.device):
+            maps: dict[int, Tensor] = encoder(images)
+        return {stage: at_least_float32(features) for stage, features in maps.items()}
 
     def classify(self, maps: dict[int, Tensor], size: tuple[int, int]) -> Tensor:
         """Logits from the encoder's maps.
@@ -100,9 +121,12 @@ class Method(nn.Module):
             (N, num_classes), or (N, num_classes, H, W) of segmentation.
         """
         if self._segments:
-            return upsample(self.head(maps[TASK_STAGE]), size)
-        logits: Tensor = self.head(maps[TASK_STAGE].mean(dim=(2, 3)))
-        return logits
+            stage4 = maps[TASK_STAGE]
+            with autocast(self.config.compute.precision, stage4.device):
+                logits = self.head(stage4)
+            return upsample(at_least_float32(logits), size)
+        pooled: Tensor = self.head(maps[TASK_STAGE].mean(dim=(2, 3)))
+        return pooled
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits of images (N, 3, H, W): (N, num_classes), of segmentation with (H, W) behind."""
@@ -151,11 +175,12 @@ class Method(nn.Module):
         """Gradients are there, parameters not yet moved."""
 
     def after_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
-        """The parameters moved: step `step` (from 1) of `total_steps` is finished.
+        """Step `step` (from 1) of `total_steps` is finished.
 
         `lr_factor` of the optimizer's groups (named as in `parameter_groups`) is the method's to
         set; it scales the rate of the steps that follow.
-        Not called after a loss or a gradient that is not finite.
+        After a gradient that was too large or not finite the parameters have not moved, which only
+        the device knows as yet; such a method as cannot go on then says `reads_every_step`.
         """
 
     def on_epoch_end(self, context: EpochContext) -> None:
@@ -182,6 +207,7 @@ class ReferenceMethod(Method):
         super().__init__(config, num_classes, steps_per_epoch)
         reference = copy.deepcopy(self.encoder).eval().requires_grad_(False)
         self._reference_sha256 = _fingerprint(reference)
+        fold_batch_norm(reference)
         # In a tuple, so that nn.Module does not register it.
         self._hidden = (reference,)
 
@@ -189,6 +215,10 @@ class ReferenceMethod(Method):
     def reference_encoder(self) -> TappedResNet:
         """The frozen encoder."""
         return self._hidden[0]
+
+    def reference_features(self, images: Tensor) -> dict[int, Tensor]:
+        """`features` of the frozen encoder."""
+        return self._pass_through(self.reference_encoder, images)
 
     def trained_with_start(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """The encoder's trained parameters, each with what it was before training."""

@@ -172,7 +172,7 @@ class CBST(Method):
             encoder, head = self._round
             images = batch.views[0]
             size = (images.shape[2], images.shape[3])
-            logits = upsample(head(encoder(images)[TASK_STAGE]), size)
+            logits = upsample(head(self._pass_through(encoder, images)[TASK_STAGE]), size)
             return self._labels_of(functional.log_softmax(at_least_float32(logits), dim=1))
         kept = torch.ones_like(batch.indices, dtype=torch.bool)
         if len(self._image_labels) == 0:

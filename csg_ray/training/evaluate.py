@@ -21,6 +21,7 @@ from csg_ray.metrics import (
     HypersphericalEnergies,
     hyperspherical_energies,
 )
+from csg_ray.models.precision import float32_products
 from csg_ray.training.scores import score
 
 
@@ -140,6 +141,13 @@ def measure_split(
 
     Several ranks deal out the batches, and each returns what one process would.
     """
+    with float32_products(config.compute.precision):
+        return _measure_split(method, split, config, device)
+
+
+def _measure_split(
+    method: Method, split: Split, config: RunConfig, device: torch.device
+) -> Evaluation:
     was_training = method.training
     method.eval()
     confusion = ConfusionMatrix(len(split.class_names))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -24,11 +23,13 @@ from csg_ray.distributed import on_rank_zero, rank, shares, sum_over_ranks, worl
 from csg_ray.methods import build_method
 from csg_ray.methods.base import LOSS_WORST, EpochContext
 from csg_ray.metrics import HSE_WORST
+from csg_ray.models.precision import float32_products
 from csg_ray.seeding import rng_state, seed_everything, set_rng_state, sub_seed
 from csg_ray.storage.checkpoint import config_differences, load_checkpoint, save_checkpoint
 from csg_ray.storage.paths import StoragePath
 from csg_ray.training.evaluate import measure_split, reference_accuracy, worst_metrics
-from csg_ray.training.optim import build_optimizer, schedule_learning_rate
+from csg_ray.training.guard import STEPS_BETWEEN_READS, DivergedError, StepGuard
+from csg_ray.training.optim import build_optimizer, schedule_learning_rate, step_unless
 from csg_ray.training.pictures import Pictures
 from csg_ray.training.spread import spread
 
@@ -44,10 +45,6 @@ DEVIATIONS = {
     **{name: HSE_WORST[name] for name in ("hse", "hse_power1", "hse_power2")},
     (REFERENCE_ACCURACY := "reference_task/accuracy"): 1.0,
 }
-
-
-class DivergedError(Exception):
-    """The training cannot go on; the message says what happened."""
 
 
 class Training:
@@ -73,7 +70,13 @@ class Training:
         self.optimizer = build_optimizer(self.method, config.train)
         self._share = shares(batch_size)[rank()] / batch_size
         self.step = 0
-        self.skipped_in_a_row = 0
+        every_step = device.type == "cpu" or self.method.reads_every_step
+        self.guard = StepGuard(
+            config.train.max_gradient_norm,
+            config.train.max_skipped_steps,
+            device,
+            read_every=1 if every_step else STEPS_BETWEEN_READS,
+        )
         self.batches: Batches
         self.confusion: torch.Tensor
         self._rng = rng_state()
@@ -84,6 +87,10 @@ class Training:
         Raises:
             DivergedError: the loss, too many gradients in a row, or the logits are not finite.
         """
+        with float32_products(self.config.compute.precision):
+            return self._run_epoch(epoch)
+
+    def _run_epoch(self, epoch: int) -> Metrics:
         set_rng_state(self._rng)
         metrics = self._train_epoch(epoch)
         self.method.on_epoch_end(EpochContext(epoch, self.splits, self.optimizer))
@@ -108,7 +115,7 @@ class Training:
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "skipped_in_a_row": self.skipped_in_a_row,
+            "skipped_in_a_row": self.guard.skipped_in_a_row,
             "rng": self._rng,
         }
 
@@ -117,7 +124,7 @@ class Training:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-        self.skipped_in_a_row = state["skipped_in_a_row"]
+        self.guard.skipped_in_a_row = state["skipped_in_a_row"]
         self._rng = state["rng"]
 
     def _load_reference_images(self) -> FileSplit | None:
@@ -135,23 +142,21 @@ class Training:
         batches = train_batches(split, config, self.method.num_views, epoch)
         self.batches = batches
         sums: dict[str, torch.Tensor] = {}
-        skipped = 0
         started = time.perf_counter()
         for batch in batches.share_of_each():
-            logs, stepped = self._train_step(batch.to(self.device))
-            skipped += not stepped
+            logs = self._train_step(batch.to(self.device))
             for name, value in logs.items():
                 sums[name] = sums[name] + value if name in sums else value.double()
         totals = sum_over_ranks(torch.stack(list(sums.values())) * self._share).tolist()
         means = {name: total / len(batches) for name, total in zip(sums, totals, strict=True)}
         metrics = {f"train/{name}": value for name, value in means.items()}
-        metrics["train/skipped_steps"] = float(skipped)
+        metrics["train/skipped_steps"] = float(self.guard.take_skipped(self.step))
         images = len(batches) * config.train.batch_size
         metrics["images_per_second"] = images / (time.perf_counter() - started)
         return metrics
 
-    def _train_step(self, batch: Batch) -> tuple[dict[str, torch.Tensor], bool]:
-        """One step; its logs, and whether the parameters moved."""
+    def _train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One step; its logs."""
         total_steps = self.steps_per_epoch * self.config.train.epochs
         schedule_learning_rate(self.optimizer, self.config.train, self.step, total_steps)
         output = self._training_loss(batch)
@@ -160,33 +165,21 @@ class Training:
         torch.autograd.backward(output.loss * (self._share * world_size()))
         self.method.after_backward()
         self.step += 1
-        if stepped := self._is_healthy(output.loss.detach() * self._share):
-            self.optimizer.step()
+        skip = self._judge(output.loss.detach() * self._share)
+        if not (self.method.reads_every_step and bool(skip)):
+            step_unless(skip, self.optimizer)
             self.method.after_step(self.optimizer, self.step, total_steps)
-        return {"loss": output.loss.detach(), **output.logs}, stepped
+        return {"loss": output.loss.detach(), **output.logs}
 
-    def _is_healthy(self, loss: torch.Tensor) -> bool:
-        """Whether the gradients may be used; reads loss and norm in one wait for the device.
+    def _judge(self, loss: torch.Tensor) -> torch.Tensor:
+        """1.0 if the step is to be skipped.
 
         The loss is summed over the ranks, and DDP has made their gradients equal, so that all of
         them decide alike.
         """
-        parameters = self.method.parameters()
-        gradients = [param.grad for param in parameters if param.grad is not None]
+        gradients = [param.grad for param in self.method.parameters() if param.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        loss_value, norm_value = torch.stack([sum_over_ranks(loss), norm]).tolist()
-        if not math.isfinite(loss_value):
-            raise DivergedError(f"the loss is {loss_value} at step {self.step}")
-        # Written so that a norm that is NaN is refused too.
-        if norm_value <= self.config.train.max_gradient_norm:
-            self.skipped_in_a_row = 0
-            return True
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= self.config.train.max_skipped_steps:
-            raise DivergedError(
-                f"{self.skipped_in_a_row} gradients in a row were unusable at step {self.step}"
-            )
-        return False
+        return self.guard.judge(sum_over_ranks(loss), norm, self.step)
 
 
 def fit(
@@ -271,7 +264,7 @@ def _worst(trainings: list[Training]) -> Metrics:
     training = trainings[0]
     logs = {"loss": LOSS_WORST, **training.method.worst_logs}
     metrics = {f"train/{name}": value for name, value in logs.items()}
-    metrics["train/skipped_steps"] = float(max(each.skipped_in_a_row for each in trainings))
+    metrics["train/skipped_steps"] = float(max(each.guard.skipped_in_a_row for each in trainings))
     metrics["images_per_second"] = 0.0
     for split in training.splits.measured:
         for name, value in worst_metrics(split, training.config.data.task).items():
