@@ -139,7 +139,7 @@ def measure_here(workload: Workload, name: str, batch_size: int, steps: int) -> 
     imported = _peak_of_process()
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    step = _contender(workload, name, batch_size, device)
+    step = contender(workload, name, batch_size, device)
     seconds = []
     for _ in range(steps + 1):
         start = time.perf_counter()
@@ -155,7 +155,7 @@ def measure_here(workload: Workload, name: str, batch_size: int, steps: int) -> 
     print(json.dumps({"seconds": statistics.median(seconds[1:]), "peak_mib": peak}))
 
 
-def _contender(workload: Workload, name: str, batch_size: int, device: torch.device) -> Step:
+def contender(workload: Workload, name: str, batch_size: int, device: torch.device) -> Step:
     """A function that takes one step, as the loop does, and returns the loss."""
     config = RunConfig(
         data=workload.data,
@@ -301,7 +301,7 @@ def main() -> None:
     parser.add_argument("--method", help="measure once, in this process")
     arguments = parser.parse_args()
     names = [arguments.workload] if arguments.workload else list(WORKLOADS)
-    workloads = {name: _workload(name, arguments.model) for name in names}
+    workloads = {name: workload_of(name, arguments.model) for name in names}
     if arguments.method:
         (workload,) = workloads.values()
         measure_here(workload, arguments.method, arguments.batch, arguments.steps)
@@ -323,7 +323,8 @@ def main() -> None:
     write_result(arguments.out, figures)
 
 
-def _workload(name: str, model: str | None) -> Workload:
+def workload_of(name: str, model: str | None) -> Workload:
+    """One of the paper's or the embedded one, with another encoder if there is a name."""
     workload = WORKLOADS[name]
     if model is None:
         return workload
