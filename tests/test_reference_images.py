@@ -21,7 +21,7 @@ from csg_ray.methods.base import ReferenceMethod
 from csg_ray.search_space import parse_search_space
 from csg_ray.training.evaluate import reference_accuracy
 from csg_ray.training.lanes import EpochReport, Lane, LaneGroup
-from csg_ray.training.loop import Metrics
+from csg_ray.training.loop import Metrics, Training
 from made_data import random_image, refusal
 
 CPU = torch.device("cpu")

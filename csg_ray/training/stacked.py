@@ -144,7 +144,7 @@ class _Stack:
             self.state[name] = torch.stack([tensors[name] for tensors in own])
 
     def _read_settings(self) -> None:
-        """Each training's own numbers, (K,) or (K, 1); the learning rates are (steps, K, groups)."""
+        """Each training's numbers, (K,) or (K, 1); the learning rates are (steps, K, groups)."""
         trains = [training.config.train for training in self.trainings]
         methods = [training.config.method for training in self.trainings]
         csg = [method for method in methods if isinstance(method, CSGConfig)]
@@ -206,7 +206,7 @@ class _Stack:
         """Which of them step, (K,); the others skip this one, or have diverged. No wait."""
         assert self.flat.grad is not None
         finite = losses.isfinite()
-        usable = self.flat.grad.norm(dim=1) <= self.max_norm
+        usable = torch.linalg.vector_norm(self.flat.grad, dim=1) <= self.max_norm
         counted = self.alive & finite
         row = torch.where(usable, 0, self.in_a_row + 1)
         self.in_a_row = torch.where(counted, row, self.in_a_row)
@@ -272,7 +272,7 @@ class _Stack:
         _scatter(self.ema_heads[k], _ema_heads(training))
         if not stepped or training.config.train.momentum == 0:
             return  # as SGD has no buffer before its first step, and none without momentum
-        pieces = self.momentum_buffers[k].split(self.sizes)
+        pieces = torch.split(self.momentum_buffers[k], self.sizes)
         for param, piece in zip(_trained(training), pieces, strict=True):
             buffer = piece.view_as(param).clone()
             training.optimizer.state[param]["momentum_buffer"] = buffer
@@ -342,13 +342,13 @@ def _rates(training: Training) -> list[list[float]]:
 
 def _views(flat: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     """The tensors (K, ...) that lie one after the other in the rows of (K, P), by name."""
-    pieces = flat.split([shape.numel() for shape in shapes.values()], dim=1)
+    pieces = torch.split(flat, [shape.numel() for shape in shapes.values()], dim=1)
     named = zip(shapes.items(), pieces, strict=True)
     return {name: piece.view(-1, *shape) for (name, shape), piece in named}
 
 
 def _scatter(row: Tensor, tensors: Sequence[Tensor]) -> None:
-    pieces = row.split([tensor.numel() for tensor in tensors])
+    pieces = torch.split(row, [tensor.numel() for tensor in tensors])
     for tensor, piece in zip(tensors, pieces, strict=True):
         tensor.copy_(piece.view_as(tensor))
 
