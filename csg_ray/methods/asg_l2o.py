@@ -53,7 +53,8 @@ class ASGL2O(ASG):
     coasts on for about ten steps.
     """
 
-    reads_every_step = True  # a window counts the steps that were taken
+    reads_every_step: ClassVar[bool] = True  # a window counts the steps that were taken
+    takes_turns: ClassVar[bool] = False
     worst_logs: ClassVar[dict[str, float]] = {
         **ASG.worst_logs,
         **{f"lr_ratio/{name}": 0.0 for name in GROUPS},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from csg_ray.distributed import rank, shares, sum_over_ranks
 from csg_ray.models.deeplab import build_segmentation_head, upsample
 from csg_ray.models.encoders import build_encoder
 from csg_ray.models.folding import fold_batch_norm
-from csg_ray.models.precision import autocast
+from csg_ray.models.precision import Precision, autocast
 from csg_ray.models.resnet import TappedResNet
 from csg_ray.seeding import seeded
 
@@ -59,10 +60,13 @@ class Method(nn.Module):
         worst_logs: the names in `StepOutput.logs`, each with what a diverged epoch reports.
         reads_every_step: whether `after_step` must not be called of a step that is skipped. Then a
             GPU is waited for at every step.
+        takes_turns: whether its steps may alternate with those of other trainings, which is so when
+            they draw from no global generator and the epoch begins with no work of its own.
     """
 
     num_views = 1
-    reads_every_step = False
+    reads_every_step: ClassVar[bool] = False
+    takes_turns: ClassVar[bool] = False
     worst_logs: ClassVar[dict[str, float]] = {}
 
     def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:
@@ -98,17 +102,7 @@ class Method(nn.Module):
 
     def features(self, images: Tensor) -> dict[int, Tensor]:
         """Map images (N, 3, H, W) to the encoder's {stage: (N, C_stage, H_stage, W_stage)}."""
-        return self._pass_through(self.encoder, images)
-
-    def _pass_through(self, encoder: nn.Module, images: Tensor) -> dict[int, Tensor]:
-        """An encoder's maps, computed as `compute.precision` says, in float32 at least.
-
-        All that follows is small, and must not be rounded to 16 bits: a temperature of 0.07
-        multiplies what is lost by 14.
-        """
-        with autocast(self.config.compute.precision, images.device):
-            maps: dict[int, Tensor] = encoder(images)
-        return {stage: at_least_float32(features) for stage, features in maps.items()}
+        return encoder_maps(self.encoder, images, self.config.compute.precision)
 
     def classify(self, maps: dict[int, Tensor], size: tuple[int, int]) -> Tensor:
         """Logits from the encoder's maps.
@@ -195,6 +189,35 @@ class Method(nn.Module):
         return splits.source_train
 
 
+class Reference:
+    """A frozen encoder that several methods may share, and with it the maps of one batch."""
+
+    def __init__(self, encoder: TappedResNet, precision: Precision) -> None:
+        self.encoder = encoder
+        self._precision = precision
+        self._remembered: dict[int, tuple[Tensor, dict[int, Tensor]]] | None = None
+
+    @torch.no_grad()
+    def maps(self, images: Tensor) -> dict[int, Tensor]:
+        """Map images (N, 3, H, W) to {stage: (N, C_stage, H_stage, W_stage)}."""
+        if self._remembered is None:
+            return encoder_maps(self.encoder, images, self._precision)
+        if id(images) not in self._remembered:
+            # The images are kept, too, so that no other tensor gets their id.
+            maps = encoder_maps(self.encoder, images, self._precision)
+            self._remembered[id(images)] = images, maps
+        return self._remembered[id(images)][1]
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Within it, the maps of one and the same tensor are made once."""
+        self._remembered = {}
+        try:
+            yield
+        finally:
+            self._remembered = None
+
+
 class ReferenceMethod(Method):
     """A method that compares with a frozen copy of the encoder as it was before training.
 
@@ -208,17 +231,25 @@ class ReferenceMethod(Method):
         reference = copy.deepcopy(self.encoder).eval().requires_grad_(False)
         self._reference_sha256 = _fingerprint(reference)
         fold_batch_norm(reference)
-        # In a tuple, so that nn.Module does not register it.
-        self._hidden = (reference,)
+        # No nn.Module itself, so that nn.Module does not register it.
+        self.reference = Reference(reference, self.config.compute.precision)
 
     @property
     def reference_encoder(self) -> TappedResNet:
         """The frozen encoder."""
-        return self._hidden[0]
+        return self.reference.encoder
 
-    def reference_features(self, images: Tensor) -> dict[int, Tensor]:
-        """`features` of the frozen encoder."""
-        return self._pass_through(self.reference_encoder, images)
+    def share_reference(self, other: ReferenceMethod) -> None:
+        """Drop the own copy of the reference encoder for the other's, if they are the same."""
+        if self._reference_key == other._reference_key:
+            self.reference = other.reference
+
+    @property
+    def _reference_key(self) -> tuple[Any, ...]:
+        # The same weights make other maps at another output stride.
+        device = next(self.reference_encoder.parameters()).device
+        config = self.config
+        return self._reference_sha256, config.model, config.compute, config.data.task, device
 
     def trained_with_start(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """The encoder's trained parameters, each with what it was before training."""
@@ -246,6 +277,17 @@ class ReferenceMethod(Method):
                 "the checkpoint was trained against other reference weights than model.weights "
                 f"'{self.config.model.weights}' holds now; put the former weight file back"
             )
+
+
+def encoder_maps(encoder: nn.Module, images: Tensor, precision: Precision) -> dict[int, Tensor]:
+    """An encoder's maps, computed in `precision`, in float32 at least when they are there.
+
+    All that follows is small, and must not be rounded to 16 bits: a temperature of 0.07 multiplies
+    what is lost by 14.
+    """
+    with autocast(precision, images.device):
+        maps: dict[int, Tensor] = encoder(images)
+    return {stage: at_least_float32(features) for stage, features in maps.items()}
 
 
 def build_task_head(config: ModelConfig, channels: int, num_classes: int) -> nn.Module:

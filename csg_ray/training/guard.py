@@ -66,6 +66,11 @@ class StepGuard:
         skipped, self._skipped = self._skipped, 0
         return skipped
 
+    def take_over(self, skipped: int, in_a_row: int) -> None:
+        """Count steps that were judged elsewhere: those skipped, and those of them at the end."""
+        self._skipped += skipped
+        self.skipped_in_a_row = in_a_row
+
     def _read(self, step: int) -> None:
         seen = self._seen[: self._unread].tolist()
         first = step - len(seen) + 1
