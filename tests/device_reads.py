@@ -25,11 +25,11 @@ class CountReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._originals = {name: getattr(Tensor, name) for name in COPIES}
         for name, original in self._originals.items():
             setattr(Tensor, name, self._counting(original))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for name, original in self._originals.items():
             setattr(Tensor, name, original)
 

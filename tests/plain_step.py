@@ -105,4 +105,5 @@ class PlainStep(nn.Module):
         scores = (source * mean).sum(dim=1, keepdim=True)
         weights = scores / scores.sum(dim=(2, 3), keepdim=True)
         embedding: Tensor = head((values * weights).sum(dim=(2, 3)))
-        return embedding / embedding.norm(dim=1, keepdim=True)
+        lengths: Tensor = embedding.norm(dim=1, keepdim=True)
+        return embedding / lengths

@@ -30,8 +30,8 @@ from csg_ray.models.precision import float32_products
 from csg_ray.seeding import sub_seed
 from csg_ray.storage.checkpoint import load_checkpoint
 from csg_ray.training import loop
-from csg_ray.training.guard import StepGuard
-from csg_ray.training.loop import DivergedError, Metrics, Training, fit
+from csg_ray.training.guard import DivergedError, StepGuard
+from csg_ray.training.loop import Metrics, Training, fit
 from device_reads import CountReads
 
 SPLIT_METRICS = (
