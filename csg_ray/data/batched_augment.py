@@ -188,9 +188,10 @@ def _look_up(images: Tensor, tables: Tensor) -> Tensor:
 def _blend_table(_apply: Apply, value: float, _size: tuple[int, int]) -> Tensor:
     """What becomes of level q before level p, at place 256 p + q: (65536,) uint8."""
     levels = np.arange(LEVELS, dtype=np.uint8)
-    behind, before = (Image.fromarray(np.ascontiguousarray(each)) for each in np.meshgrid(
-        levels, levels, indexing="ij"
-    ))
+    behind, before = (
+        Image.fromarray(np.ascontiguousarray(each))
+        for each in np.meshgrid(levels, levels, indexing="ij")
+    )
     return torch.from_numpy(np.array(Image.blend(behind, before, 1 + value))).flatten()
 
 
@@ -220,9 +221,7 @@ def _grey(images: Tensor) -> Tensor:
     levels = images.int()
     if images.shape[1] == 1:
         return levels
-    red, green, blue = (
-        weight * levels[:, channel] for channel, weight in enumerate(GREY_WEIGHTS)
-    )
+    red, green, blue = (weight * levels[:, channel] for channel, weight in enumerate(GREY_WEIGHTS))
     return ((red + green + blue + 2**15) >> 16)[:, None]
 
 

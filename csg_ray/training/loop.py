@@ -132,7 +132,7 @@ class Training:
     def _train_epoch(self, epoch: int) -> Metrics:
         config = self.config
         split = self.method.training_data(self.splits, epoch)
-        batches = train_batches(split, config, self.method.num_views, epoch)
+        batches = train_batches(split, config, self.method.num_views, epoch, self.device)
         self.batches = batches
         sums: dict[str, torch.Tensor] = {}
         skipped = 0
