@@ -6,8 +6,8 @@ First the embedded set: an epoch of `digits` (2,000 images, batches of 64, two i
 an evaluation of as many, augmented batch by batch as they are, against the same images one by one
 with Pillow. Both give the same batches, to the bit.
 
-Then images in files. Two independent views at 224 with the published transforms (RandAugment N 1, M 6 at raw size,
-shorter side to 224, random crop), batches of 32, one process, one thread. Against
+Then images in files. Two independent views at 224 with the published transforms (RandAugment N 1,
+M 6 at raw size, shorter side to 224, random crop), batches of 32, one process, one thread. Against
 `torchvision.datasets.ImageFolder` and a `DataLoader` with the same transforms written with Pillow's
 and torchvision's own parts. An image counts once, whatever the number of its views.
 
