@@ -149,7 +149,7 @@ class CBST(Method):
         """Ln P (B, K, ...) of this rank's part of the target, batch by batch."""
         was_training = self.training
         self.eval()
-        for batch in eval_batches(target, self.config).share_of_all():
+        for batch in eval_batches(target, self.config, self._device).share_of_all():
             images = batch.views[0].to(self._device)
             probabilities = at_least_float32(self.predict(images)).softmax(dim=1)
             if self.config.evaluation.flip:

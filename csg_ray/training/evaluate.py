@@ -154,7 +154,7 @@ def _measure_split(
     sampled = _energy_sample(len(split), config.evaluation.hse_max_images).to(device)
     features: list[Tensor] = []
     non_finite = torch.zeros((), dtype=torch.int64, device=device)
-    for batch in eval_batches(split, config).share_of_all():
+    for batch in eval_batches(split, config, device).share_of_all():
         batch = batch.to(device)
         scores = score(method, batch.views[0], config)
         non_finite += ~scores.finite
@@ -188,7 +188,7 @@ def reference_accuracy(
     was_training = method.training
     method.eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for batch in class_eval_batches(images, config).share_of_all():
+    for batch in class_eval_batches(images, config, device).share_of_all():
         batch = batch.to(device)
         stage4 = method.features(batch.views[0])[TASK_STAGE]
         predicted = method.encoder.pretraining_logits(stage4).argmax(dim=1)

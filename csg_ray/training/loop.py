@@ -105,7 +105,7 @@ class Training:
         config = self.config
         split = self.method.training_data(self.splits, epoch)
         num_views = self.method.num_views
-        self.batches = train_batches(split, config, num_views, epoch)
+        self.batches = train_batches(split, config, num_views, epoch, self.device)
         sizes = (config.train.batch_size, config.train.steps_per_epoch)
         images = (id(split), config.data, config.augment, num_views)
         self.images_key = (config.seed, epoch, *sizes, *images)
