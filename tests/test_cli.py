@@ -76,15 +76,29 @@ def test_best_lists_the_completed_trials_best_first(study: Path, capsys: Capture
     out = capsys.readouterr().out
     rows = [words for words in words_of(out) if words and words[0][:3] == "000"]
     assert rows == [
-        ["0003", "completed", "3", "0.712", "0.400", "0.900", "0.3", "8"],
-        ["0004", "completed", "3", "0.650", "0.300", "0.990", "0.4", "9"],
-        ["0005", "completed", "3", "0.610", "0.500", "0.850", "0.5", "10"],
-        ["0001", "(warm", "start)", "completed", "3", "0.600", "0.700", "0.950", "0.1", "6"],
+        ["0003", "completed", "3", "0.712", "0.400", "0.900", "3", "min", "0.3", "8"],
+        ["0004", "completed", "3", "0.650", "0.300", "0.990", "3", "min", "0.4", "9"],
+        ["0005", "completed", "3", "0.610", "0.500", "0.850", "3", "min", "0.5", "10"],
+        [
+            "0001",
+            "(warm",
+            "start)",
+            *rows[0][1:3],
+            "0.600",
+            "0.700",
+            "0.950",
+            "3",
+            "min",
+            "0.1",
+            "6",
+        ],
     ]
     assert "loss_weight" in out
     assert "selected with target labels" in out
     # Energy ranks 4 2 1 3 against accuracy ranks 1 4 3 2: rho = 1 - 6 * (9 + 4 + 4 + 1) / 60.
     assert "HSE and accuracy over 4 completed trials: Spearman -0.80 (95 % interval" in out
+    # Four trials of three epochs of a minute, and one of one.
+    assert "\nCost: 13 min of training, 0.22 CPU h; 13 epochs of 15 without a scheduler.\n" in out
     assert "next: csg-ray export studies/digits digits.yaml --by target_val\n" in out
 
 
@@ -329,6 +343,7 @@ def test_search_ends_with_the_winner_and_the_next_commands(
         "Against the published settings, trial 0001 "
         "(accuracy 0.600, HSE 0.700 on target_val, epoch 3): accuracy +11.2 points, HSE -0.300.",
         out.splitlines()[8],
+        "Cost: 13 min of training, 0.22 CPU h; 13 epochs of 15 without a scheduler.",
         "",
         "Next:",
         "  csg-ray best studies/digits",
@@ -817,9 +832,10 @@ def test_the_live_table_fits_the_terminal_and_keeps_what_matters() -> None:
     progress.study_finished()
 
     text = "".join(segment.text for segment in console.render(progress.render()))
-    ids = [words[0] for words in words_of(text) if words and words[0][:2] == "00"]
-    assert ids == ["0001", "0017", "0018", "0019", "0020"]
-    assert "15 more" in text
+    table = "\n".join(line for line in text.splitlines() if "│" in line)
+    ids = [words[0] for words in words_of(table) if words[0][:2] == "00"]
+    assert ids == ["0001", "0016", "0017", "0018", "0019", "0020"]
+    assert "14 more" in text
     assert "0001 *" in text
     assert len(text.splitlines()) <= 14
 

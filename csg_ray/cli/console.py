@@ -28,7 +28,7 @@ from csg_ray.results.study import ENERGY
 from csg_ray.storage.paths import StoragePath
 
 HEARTBEAT_SECONDS = 30.0
-ROWS_OF_FRAME = 9
+ROWS_OF_FRAME = 8
 COLOURS = {
     "running": "cyan",
     "completed": "green",

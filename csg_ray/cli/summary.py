@@ -34,10 +34,9 @@ def summarise(study: Study) -> None:
         print(f"  {path}: {describe_value(value)}")
     print(compare_with_published(study, best))
     print_agreement(study)
-    if (cost := study_cost(study)) is not None:
-        print(f"Cost: {cost}.")
+    print_cost(study)
     if study.budget_spent:
-        print(f"{_what_the_budget_left(study)}.")
+        print(f"{_what_the_budget_left(study).capitalize()}.")
     print_notes(study.space.notes)
     print()
     print("Next:")
@@ -69,10 +68,10 @@ def no_winner(study: Study) -> str:
 
 def _what_the_budget_left(study: Study) -> str:
     ended = sum(trial.state in FINAL_STATES for trial in study.trials)
+    begun, total = len(study.trials) - ended, study.space.search.num_trials
     return (
-        f"The budget of {study.space.search.budget} is spent: {ended} of "
-        f"{study.space.search.num_trials} trials have ended, and "
-        f"{len(study.trials) - ended} are unfinished"
+        f"the budget of {study.space.search.budget} is spent: of {total} trials {ended} ended, "
+        f"{begun} can go on and {total - len(study.trials)} were not begun"
     )
 
 
@@ -122,6 +121,13 @@ def print_agreement(study: Study) -> None:
     if found is None:
         return
     print(f"HSE and {LABELS[study.score_metric]} over {found.count} completed trials: {found}.")
+
+
+def print_cost(study: Study) -> None:
+    """What all trials have cost, where that was measured."""
+    cost = study_cost(study)
+    if cost is not None:
+        print(f"Cost: {cost.training} of training, {cost.busy}; {cost.work}.")
 
 
 def print_notes(notes: Iterable[str]) -> None:

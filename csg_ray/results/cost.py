@@ -28,13 +28,21 @@ class Cost:
     epochs: int
     epochs_at_full_budget: int
 
-    def __str__(self) -> str:
-        gpus = f", {describe_hours(self.gpu_hours)} of GPUs" if self.gpu_hours else ""
-        return (
-            f"{describe_seconds(3600 * self.training_hours)} of training, "
-            f"{describe_hours(self.cpu_hours)} of CPUs{gpus}; {self.epochs} epochs of "
-            f"{self.epochs_at_full_budget} without a scheduler"
-        )
+    @property
+    def training(self) -> str:
+        """`training_hours` in words."""
+        return describe_seconds(3600 * self.training_hours)
+
+    @property
+    def busy(self) -> str:
+        """What was held all the while, in words."""
+        gpus = f", {_hours(self.gpu_hours, 'GPU h')}" if self.gpu_hours else ""
+        return f"{_hours(self.cpu_hours, 'CPU h')}{gpus}"
+
+    @property
+    def work(self) -> str:
+        """What was done, and what the scheduler has saved, in words."""
+        return f"{self.epochs} epochs of {self.epochs_at_full_budget} without a scheduler"
 
 
 def study_cost(study: Study) -> Cost | None:
@@ -59,12 +67,7 @@ def describe_seconds(seconds: float) -> str:
         return f"{max(1, round(seconds))} s"
     if seconds < 5400:
         return f"{round(seconds / 60)} min"
-    return describe_hours(seconds / 3600)
-
-
-def describe_hours(hours: float) -> str:
-    """Hours to a tenth, and small ones to two digits: 3.2 h, 0.042 h."""
-    return f"{hours:.1f} h" if hours >= 1 else f"{hours:.2g} h"
+    return _hours(seconds / 3600, "h")
 
 
 def describe_cost(seconds: float | None, resources: ResourcesConfig) -> str:
@@ -79,7 +82,12 @@ def describe_cost(seconds: float | None, resources: ResourcesConfig) -> str:
     gpus = _held(resources, "gpuh")
     if gpus == 0:
         return describe_seconds(seconds)
-    return describe_hours(seconds * gpus / 3600).replace(" h", " GPU h")
+    return _hours(seconds * gpus / 3600, "GPU h")
+
+
+def _hours(hours: float, unit: str) -> str:
+    """To a tenth, and less than one to two digits: 3.2 h, 0.042 h."""
+    return f"{hours:.1f} {unit}" if hours >= 1 else f"{hours:.2g} {unit}"
 
 
 def _held(resources: ResourcesConfig, unit: str) -> float:
