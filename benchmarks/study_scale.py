@@ -33,6 +33,7 @@ import optuna
 from synthetic import epoch_seconds, learning_curve
 
 from csg_ray.config.reader import dump_yaml
+from csg_ray.results.cost import Meter
 from csg_ray.search_space import METRICS, SearchSpace, load_search_space
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
@@ -68,7 +69,7 @@ class CsgRay:
         (directory / "study.yaml").write_text(dump_yaml(header))
         self.watchers = Watchers(directory.parent / "log")
         self.watchers.study_started(
-            space.study, directory, space.search.num_trials, 9, METRIC, "max"
+            space.study, directory, space.search.num_trials, 9, METRIC, "max", Meter()
         )
         driver = StudyDriver(space, directory, self.watchers)
         self._searcher = DriverSearcher(driver, space)
@@ -341,7 +342,9 @@ def after_the_study(contender: CsgRay) -> dict[str, Any]:
     study = timed("load_study", lambda: load_study(directory))
     more = contender.space.with_num_trials(len(study.trials) + 1000)
     watchers = Watchers(directory.parent / "log2")
-    watchers.study_started(more.study, directory, len(study.trials) + 1000, 9, METRIC, "max")
+    watchers.study_started(
+        more.study, directory, len(study.trials) + 1000, 9, METRIC, "max", Meter()
+    )
     driver = timed("new driver", lambda: StudyDriver(more, directory, watchers, study.trials))
     timed("its first ask", driver.next_trial)
     timed("trials.parquet", lambda: write_table(study, directory / "trials.parquet"))

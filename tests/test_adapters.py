@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from csg_ray.results.cost import Meter
 from csg_ray.results.progress import TrialUpdate
 from csg_ray.scale.adapters import DriverSearcher
 from csg_ray.scale.driver import StudyDriver
@@ -22,6 +23,7 @@ class Silent:
         epochs: int,
         metric: str,
         mode: str,
+        meter: Meter,
     ) -> None: ...
 
     def trial_updated(self, update: TrialUpdate) -> None: ...

@@ -58,11 +58,11 @@ def scale(monkeypatch: pytest.MonkeyPatch, make_study: Callable[..., Path]) -> S
             made.rename(directory)
 
     def restore_study(
-        directory: Path, more: int, progress: Progress, verbose: bool, *_: object
+        directory: Path, more: int, progress: Progress, verbose: bool, to: object, budget: object
     ) -> None:
         if room.busy:
             raise room.busy.pop(0)
-        room.ran.append(("restored", directory, more))
+        room.ran.append(("restored", directory, more, *([budget] if budget else [])))
 
     tuner = SimpleNamespace(run_study=run_study, restore_study=restore_study)
     monkeypatch.setitem(sys.modules, "csg_ray.scale.tuner", tuner)
@@ -94,6 +94,25 @@ def test_more_trials_are_added_and_fewer_ignored(
 ) -> None:
     assert resume("--trials", str(trials)) == 0
     assert scale.ran == [("restored", Path("studies/digits"), more)]
+
+
+def test_another_budget_is_a_new_one(scale: SimpleNamespace, study: Path) -> None:
+    assert resume("--budget", "2h") == 0
+    assert scale.ran == [("restored", Path("studies/digits"), 0, "2h")]
+
+
+def test_a_budget_that_is_spent_leaves_nothing_to_do(
+    scale: SimpleNamespace, study: Path, capsys: Capture
+) -> None:
+    file = study / "study.yaml"
+    header = yaml.safe_load(file.read_text()) | {"budget_spent": "2026-01-01T00:00:00+00:00"}
+    header["space"]["search"]["budget"] = "2h"
+    file.write_text(yaml.safe_dump(header))
+    assert resume("--budget", "2h") == 0
+    assert scale.ran == []
+    assert "The budget of 2h is spent: " in capsys.readouterr().out
+    assert resume("--budget", "4h") == 0
+    assert scale.ran == [("restored", Path("studies/digits"), 0, "4h")]
 
 
 @pytest.mark.parametrize(

@@ -95,22 +95,34 @@ def refuse_missing_trackers(names: Sequence[str]) -> None:
 
 
 def continue_study(
-    directory: StoragePath, more: int, verbose: bool, log_to: Sequence[str] = ()
+    directory: StoragePath,
+    more: int,
+    verbose: bool,
+    log_to: Sequence[str] = (),
+    budget: str | None = None,
 ) -> None:
     """Go on with a study, then sum up."""
     refuse_missing_trackers(log_to)
-    load_study(directory)
+    study = load_study(directory)
+    if budget is not None:
+        study.space.with_budget(budget)
     say(CHECKING)
-    restore(directory, more, verbose, log_to)
+    restore(directory, more, verbose, log_to, budget)
 
 
-def restore(directory: StoragePath, more: int, verbose: bool, log_to: Sequence[str] = ()) -> None:
+def restore(
+    directory: StoragePath,
+    more: int,
+    verbose: bool,
+    log_to: Sequence[str] = (),
+    budget: str | None = None,
+) -> None:
     """Go on with a study that was looked at, then sum up."""
     from csg_ray.scale.tuner import restore_study
 
     with continued_by(directory, "study.yaml"):
         prepare_study(load_study(directory).space)
-        restore_study(directory, more, watch_search(verbose), verbose, log_to)
+        restore_study(directory, more, watch_search(verbose), verbose, log_to, budget)
     summarise(load_study(directory))
 
 
@@ -134,6 +146,7 @@ def show_plan(space: SearchSpace, space_file: Path, cluster: Cluster) -> None:
             f"{layout.trials} of up to {layout.epochs} epochs, "
             f"{len(space.points_to_evaluate)} of them given in the file",
         ),
+        *([("budget", space.budget.meaning)] if space.budget else []),
         (
             "search",
             f"{search.sampler} sampler, {search.scheduler} scheduler, "

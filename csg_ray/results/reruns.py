@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from csg_ray.config.errors import UserError
 from csg_ray.results.selection import Rule, final_value, rank
 from csg_ray.results.study import Study, Trial, is_study, load_study
-from csg_ray.search_space import SearchSpace
+from csg_ray.search_space import NO_BUDGET, SearchSpace
 from csg_ray.seeding import sub_seed
 from csg_ray.storage.folders import subfolders
 from csg_ray.storage.paths import StoragePath
@@ -65,6 +65,7 @@ def rerun_space(study: Study, trials: Sequence[Trial], seeds: int) -> SearchSpac
             "repeats": seeds,
             "scheduler": "none",
             "keep_checkpoints": len(trials),
+            "budget": NO_BUDGET,
         }
     )
     return replace(
@@ -85,7 +86,8 @@ def find_reruns(study: Study) -> list[Study]:
 def reruns_of(study: Study, space: SearchSpace) -> Study | None:
     """The study's reruns of this very space, if they were begun."""
     wanted = space.to_mapping()
-    return next((each for each in find_reruns(study) if each.space.to_mapping() == wanted), None)
+    found = find_reruns(study)
+    return next((e for e in found if e.space.with_budget(NO_BUDGET).to_mapping() == wanted), None)
 
 
 def pair_up(study: Study, reruns: Study) -> list[Rerun]:
