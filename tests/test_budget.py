@@ -19,6 +19,7 @@ from csg_ray.cli.console import PlainProgress
 from csg_ray.config.errors import UserError
 from csg_ray.results.cost import Meter, describe_cost, describe_seconds, spent_before, study_cost
 from csg_ray.results.progress import TrialUpdate
+from csg_ray.results.report.cautions import find_cautions
 from csg_ray.results.study import load_study
 from csg_ray.scale.driver import StudyDriver
 from csg_ray.scale.tuner import restore_study, run_study
@@ -280,6 +281,8 @@ def test_the_summary_says_what_ended_it_and_how_to_go_on(
     said = "The budget of 2h is spent: of 6 trials 2 ended, 1 can go on and 3 were not begun.\n"
     assert said in out
     assert "Next:\n  csg-ray restore s --budget 2h\n" in out
+    whats = [caution.what for caution in find_cautions(load_study("s"), None, [], [])]
+    assert said.rstrip() in whats
 
 
 def test_before_any_trial_completed_it_says_what_to_do(

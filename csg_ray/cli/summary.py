@@ -9,10 +9,10 @@ from csg_ray.cli.board import LABELS, describe_metric, describe_reason, describe
 from csg_ray.cli.board import describe_scores as describe_both
 from csg_ray.cli.guard import command, fail
 from csg_ray.config.data import has_sealed_split
-from csg_ray.results.cost import study_cost
+from csg_ray.results.cost import study_cost, what_budget_left
 from csg_ray.results.export import first_free, selected_with_target_labels
 from csg_ray.results.selection import OBJECTIVE, final_value
-from csg_ray.results.study import ENERGY, FINAL_STATES, Study, Trial
+from csg_ray.results.study import ENERGY, Study, Trial
 
 STAMP = "selected with target labels"
 ERROR_FILE = "error.txt"
@@ -36,7 +36,7 @@ def summarise(study: Study) -> None:
     print_agreement(study)
     print_cost(study)
     if study.budget_spent:
-        print(f"{_what_the_budget_left(study).capitalize()}.")
+        print(f"The {what_budget_left(study)}.")
     print_notes(study.space.notes)
     print()
     print("Next:")
@@ -49,7 +49,7 @@ def no_winner(study: Study) -> str:
     if study.budget_spent:
         return (
             f"no trial of study {study.directory} has completed, so none can win; "
-            f"{_what_the_budget_left(study)}; continue it with: {_more_budget(study)}"
+            f"the {what_budget_left(study)}; continue it with: {_more_budget(study)}"
         )
     if not study.trials:
         return f"study {study.directory} has no trial yet; continue it with: " + command(
@@ -63,15 +63,6 @@ def no_winner(study: Study) -> str:
     return (
         f"no trial of study {study.directory} has completed ({held}), so none can win; "
         f"{_first_failure(study)}continue it with: {more}"
-    )
-
-
-def _what_the_budget_left(study: Study) -> str:
-    ended = sum(trial.state in FINAL_STATES for trial in study.trials)
-    begun, total = len(study.trials) - ended, study.space.search.num_trials
-    return (
-        f"the budget of {study.space.search.budget} is spent: of {total} trials {ended} ended, "
-        f"{begun} can go on and {total - len(study.trials)} were not begun"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from csg_ray.results.study import Study
+from csg_ray.results.study import FINAL_STATES, Study
 from csg_ray.search_space import Budget, ResourcesConfig
 
 
@@ -168,6 +168,16 @@ def spent_before(study: Study) -> float:
         )
         - begin
         for begin, end in zip(begun, ended, strict=True)
+    )
+
+
+def what_budget_left(study: Study) -> str:
+    """What a study had not done when its budget was spent, in words that follow a `the`."""
+    ended = sum(trial.state in FINAL_STATES for trial in study.trials)
+    begun, total = len(study.trials), study.space.search.num_trials
+    return (
+        f"budget of {study.space.search.budget} is spent: of {total} trials {ended} ended, "
+        f"{begun - ended} can go on and {total - begun} were not begun"
     )
 
 
