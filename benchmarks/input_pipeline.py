@@ -269,8 +269,8 @@ def measure(folder: Path, kind: str, bytes_per_file: float, rounds: int) -> None
         print(f"    {name:20} {1e3 * own:6.2f} ms  {share}")
     needed = ASSUMED_SHARE * H200_FLOPS / STEP_FLOPS_PER_IMAGE
     print(
-        f"  derived, not measured: at {ASSUMED_SHARE:.0%} of an H200's peak a step of {BATCH} images "
-        f"needs {needed:,.0f} images/s; {CORES} cores deliver {CORES / whole:,.0f} by (c)"
+        f"  derived, not measured: at {ASSUMED_SHARE:.0%} of an H200's peak a step of {BATCH} "
+        f"images needs {needed:,.0f} images/s; {CORES} cores deliver {CORES / whole:,.0f} by (c)"
     )
 
 

@@ -162,8 +162,14 @@ def test_batches_are_pinned_for_cuda(
 
 @pytest.mark.parametrize(
     ("threads", "device", "files", "expected"),
-    [(8, "cuda", True, 7), (1, "cuda", True, 0), (64, "cuda", True, 16), (8, "cuda", False, 0)]
-    + [(8, "cpu", True, 0), (8, None, True, 0)],
+    [
+        (8, "cuda", True, 7),
+        (1, "cuda", True, 0),
+        (64, "cuda", True, 16),
+        (8, "cuda", False, 0),
+        (8, "cpu", True, 0),
+        (8, None, True, 0),
+    ],
 )
 def test_auto_leaves_the_training_on_a_gpu_a_processor(
     threads: int, device: str | None, files: bool, expected: int, monkeypatch: pytest.MonkeyPatch
