@@ -2,9 +2,9 @@
 
     python benchmarks/input_pipeline.py [--images 64] [--rounds 7] [--digits-only]
 
-First the embedded set: an epoch of `digits` (2,000 images, batches of 64, two independent views) and
-an evaluation of as many, augmented batch by batch as they are, against the same images one by one
-with Pillow. Both give the same batches, to the bit.
+First the embedded set: an epoch of `digits` (2,000 images, batches of 64, two independent views)
+and an evaluation of as many, batch by batch, against the same images one by one with Pillow: the
+same batches, to the bit.
 
 Then images in files. Two independent views at 224 with the published transforms (RandAugment N 1,
 M 6 at raw size, shorter side to 224, random crop), batches of 32, one process, one thread. Against
@@ -23,6 +23,9 @@ side of 256 once, before RandAugment, which deviates from the published order.
 Time is the processor time of this process, so that neighbours on the machine do not count; the
 files are in the page cache, so that the disk does not either. Variants take turns, round by round;
 medians, and the median of the ratios of each round.
+
+The last line of each kind is derived, not measured: what a CSG step of ResNet-101 would ask for on
+an H200, whose share of its peak speed is an assumption, beside what 16 cores would deliver.
 """
 
 from __future__ import annotations
@@ -76,6 +79,12 @@ DIGITS = RunConfig(
     augment=AUGMENT.model_copy(update={"translate": "fraction"}),
     train=TrainConfig(batch_size=64),
 )
+# ResNet-101 takes 7.8e9 multiply-adds forward at 224. A CSG step runs the student on both views
+# and the teacher on one, and a backward pass costs two forward ones.
+STEP_FLOPS_PER_IMAGE = 2 * 7.8e9 * (3 + 2)
+H200_FLOPS = 989e12  # bfloat16, dense, by its data sheet
+ASSUMED_SHARE = 0.3
+CORES = 16
 KINDS = {"photograph.png": "PNG, photograph", "render.png": "PNG, render", "crop.jpg": "JPEG"}
 
 
@@ -258,6 +267,11 @@ def measure(folder: Path, kind: str, bytes_per_file: float, rounds: int) -> None
         own = statistics.median(spent[name])
         share = "(not in (c))" if name == "decode" else f"{own / whole:4.0%}"
         print(f"    {name:20} {1e3 * own:6.2f} ms  {share}")
+    needed = ASSUMED_SHARE * H200_FLOPS / STEP_FLOPS_PER_IMAGE
+    print(
+        f"  derived, not measured: at {ASSUMED_SHARE:.0%} of an H200's peak a step of {BATCH} "
+        f"images needs {needed:,.0f} images/s; {CORES} cores deliver {CORES / whole:,.0f} by (c)"
+    )
 
 
 def measure_digits(rounds: int) -> None:

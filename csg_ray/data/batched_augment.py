@@ -66,10 +66,12 @@ class BatchedRandAugment:
             limits.append(limit)
             kernel = _KERNEL_OF[operation.apply]
             for value in values:
-                known = value is not None and kernel < len(_KERNELS)
-                kernels.append(kernel if known else len(_KERNELS))
-                tables.append(len(rows[kernel]) if known else 0)
-                if known:
+                if value is None or kernel == len(_KERNELS):
+                    kernels.append(len(_KERNELS))
+                    tables.append(0)
+                else:
+                    kernels.append(kernel)
+                    tables.append(len(rows[kernel]))
                     rows[kernel].append(_KERNELS[kernel].table(operation.apply, value, size))
         self._limits = torch.tensor(limits, dtype=torch.float64)
         self._kernels, self._table_numbers = torch.tensor(kernels), torch.tensor(tables)
@@ -98,7 +100,7 @@ class BatchedRandAugment:
         plan = send(torch.stack([order, self._table_numbers[outcome[order]]]), images.device)
         # The last part is that of images which stay as they are.
         for kernel, table, part in zip(
-            _KERNELS, self._tables, plan.split(counts, dim=1)[:-1], strict=True
+            _KERNELS, self._tables, torch.split(plan, counts, dim=1)[:-1], strict=True
         ):
             chosen, numbers = part
             if len(chosen) > 0:
@@ -108,7 +110,7 @@ class BatchedRandAugment:
 
 def is_batchable(augment: Augmentation) -> bool:
     """Whether there is a kernel for each of its operations."""
-    return type(augment).__call__ is RandAugment.__call__ and all(
+    return isinstance(augment, RandAugment) and all(
         operation.apply in _KERNEL_OF for operation in augment.operations
     )
 

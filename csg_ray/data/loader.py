@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -59,9 +58,8 @@ def num_loaders(config: TaskConfig, device: torch.device | None) -> int:
         return config.workers
     if device is None or device.type != "cuda" or not isinstance(config, FilesConfig):
         return 0
-    # Trials and workers of Ray have as many threads as Ray reserved processors.
-    given = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
-    return min(given - 1, MAX_AUTO_LOADERS)
+    # As many threads as Ray reserved processors, or else as the process may use.
+    return min(torch.get_num_threads() - 1, MAX_AUTO_LOADERS)
 
 
 class Batches:

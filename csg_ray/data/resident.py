@@ -127,7 +127,10 @@ class ResidentTrainLoader:
             return [pixels]
         sizes = [(pixels.shape[3], pixels.shape[2])] * len(draws)
         copies = draw_copies(self.styled, draws, sizes, self.seed)
-        levels = [torch.from_numpy(np.stack(each)).movedim(3, 1) for each in copies]
+        levels = [
+            torch.from_numpy(np.stack([np.asarray(copy) for copy in each])).movedim(3, 1)
+            for each in copies
+        ]
         # The images are grey, but their copies are not.
         coloured = pixels.expand(-1, 3, -1, -1)
         return [coloured, *(send(each, self.images.device) for each in levels)]

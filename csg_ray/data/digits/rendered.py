@@ -59,7 +59,8 @@ def _read(path: Path, num_glyphs: int) -> NDArray[np.uint8] | None:
         mapped = np.memmap(path, np.uint8, mode="c", offset=DIGEST_BYTES, shape=shape)
     except (OSError, ValueError):  # too short
         return None
-    return np.asarray(mapped) if hashlib.sha256(mapped).digest() == digest else None
+    images: NDArray[np.uint8] = np.asarray(mapped)
+    return images if hashlib.sha256(images.data).digest() == digest else None
 
 
 def _key(name: str, families: tuple[str, ...], seed: int, num_glyphs: int) -> str:
