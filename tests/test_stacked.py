@@ -241,4 +241,5 @@ def test_queues_in_a_stack_are_queues(size: int) -> None:
                 each.enqueue(own)
     for k, each in enumerate(plain):
         assert queue.keys[k].equal(each.keys)
-        assert (queue.pointers[k], queue.num_filled[k]) == (each.pointer, each.num_filled)
+        assert int(queue.pointers[k]) == each.pointer
+        assert int(queue.num_filled[k]) == each.num_filled

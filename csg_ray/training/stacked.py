@@ -206,7 +206,7 @@ class _Stack:
         """Which of them step, (K,); the others skip this one, or have diverged. No wait."""
         assert self.flat.grad is not None
         finite = losses.isfinite()
-        usable = torch.linalg.vector_norm(self.flat.grad, dim=1) <= self.max_norm
+        usable: Tensor = torch.linalg.vector_norm(self.flat.grad, dim=1) <= self.max_norm
         counted = self.alive & finite
         row = torch.where(usable, 0, self.in_a_row + 1)
         self.in_a_row = torch.where(counted, row, self.in_a_row)
@@ -274,8 +274,11 @@ class _Stack:
             return  # as SGD has no buffer before its first step, and none without momentum
         pieces = torch.split(self.momentum_buffers[k], self.sizes)
         for param, piece in zip(_trained(training), pieces, strict=True):
-            buffer = piece.view_as(param).clone()
-            training.optimizer.state[param]["momentum_buffer"] = buffer
+            state = training.optimizer.state[param]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.empty_like(param)
+            # Copied, so that the buffer has the parameter's memory format.
+            state["momentum_buffer"].copy_(piece.view_as(param))
 
     def _gather(self, of: Callable[[Training], Sequence[Tensor]]) -> Tensor:
         """All elements of every training's tensors, (K, P)."""
