@@ -19,7 +19,7 @@ from csg_ray.training.stacked import _Queue, stack_key
 from lanes_alone import assert_same, config_of, differences, end_of, group_of, lane_of
 from method_settings import method_config
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -288,8 +288,11 @@ class _Stack:
             return  # as SGD has no buffer before its first step, and none without momentum
         pieces = torch.split(self.momentum_buffers[k], self.sizes)
         for param, piece in zip(_trained(training), pieces, strict=True):
-            buffer = piece.view_as(param).clone()
-            training.optimizer.state[param]["momentum_buffer"] = buffer
+            state = training.optimizer.state[param]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.empty_like(param)
+            # Copied, so that the buffer has the parameter's memory format.
+            state["momentum_buffer"].copy_(piece.view_as(param))
 
     def _gather(self, of: Callable[[Training], Sequence[Tensor]]) -> Tensor:
         """All elements of every training's tensors, (K, P)."""
