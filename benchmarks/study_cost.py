@@ -1,6 +1,6 @@
 """Epochs that a search trains until it has a good trial at full budget, replayed over a table.
 
-    python benchmarks/study_cost.py results/digits_table_2026-11-26.jsonl [--seeds 200]
+    python benchmarks/study_cost.py benchmarks/results/digits_table_2026-11-26.jsonl [--seeds 200]
     python benchmarks/study_cost.py --made-up tables [--settings 64] [--seeds 200]
     python benchmarks/study_cost.py --made-up anywhere [--settings 64] [--seeds 200]
 
