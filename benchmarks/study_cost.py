@@ -170,6 +170,7 @@ VARIANTS = [
     Contender("random and ASHA", sampler="random"),
     Contender("grace 1", grace=1),
     Contender("grace 3", grace=3),
+    Contender("grace 5", grace=5),
     Contender("reduction 2", reduction=2),
     Contender("reduction 4", reduction=4),
     Contender("means of two epochs", smooth=2),
