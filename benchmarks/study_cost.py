@@ -1,6 +1,6 @@
 """Epochs that a search trains until it has a good trial at full budget, replayed over a table.
 
-    python benchmarks/study_cost.py results/digits_table_2026-11-26.jsonl [--seeds 200]
+    python benchmarks/study_cost.py benchmarks/results/digits_table_2026-11-26.jsonl [--seeds 200]
     python benchmarks/study_cost.py --made-up tables [--settings 64] [--seeds 200]
     python benchmarks/study_cost.py --made-up anywhere [--settings 64] [--seeds 200]
 
@@ -170,6 +170,7 @@ VARIANTS = [
     Contender("random and ASHA", sampler="random"),
     Contender("grace 1", grace=1),
     Contender("grace 3", grace=3),
+    Contender("grace 5", grace=5),
     Contender("reduction 2", reduction=2),
     Contender("reduction 4", reduction=4),
     Contender("means of two epochs", smooth=2),

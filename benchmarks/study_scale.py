@@ -90,6 +90,8 @@ class CsgRay:
         self.watchers.study_started(
             space.study, directory, space.search.num_trials, 9, METRIC, "max", Meter()
         )
+        for trial in finished:
+            (directory / "trials" / trial.id).mkdir(parents=True)
         driver = StudyDriver(space, directory, self.watchers, finished)
         self._searcher = DriverSearcher(driver, space)
         self._scheduler = DriverScheduler(driver)
