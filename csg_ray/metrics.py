@@ -198,7 +198,7 @@ def _fast_row_sums(tile: Tensor) -> Tensor:
     # A logarithm costs ten times a product, and a product of 16 has one: 1 / d is between 1/2 and
     # 32, so it neither over- nor underflows.
     products, rest = inverse.tensor_split([inverse.shape[1] // 16 * 16], dim=1)
-    logs = products.unflatten(1, (16, products.shape[1] // 16)).prod(dim=1).log().sum(dim=1)
+    logs = products.unflatten(1, (16, products.shape[1] // 16)).prod(dim=1).log().sum(dim=1)  # type: ignore[no-untyped-call]
     logs += rest.log().sum(dim=1)
     squares = torch.linalg.vector_norm(inverse, dim=1).square_()
     return torch.stack([2 * logs, inverse.sum(dim=1), squares])
