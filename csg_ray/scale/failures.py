@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -36,5 +37,6 @@ def failure_report(directory: StoragePath, error: Exception) -> dict[str, Any]:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return {"disk_full": str(directory)}
     text = "".join(traceback.format_exception(error))
-    write_atomically(directory / "error.txt", text)
+    with suppress(FileNotFoundError):  # on a machine that does not see the study
+        write_atomically(directory / "error.txt", text)
     return {"error": f"{type(error).__name__}: {error}"}

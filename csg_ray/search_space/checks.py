@@ -165,6 +165,12 @@ def _check_search(space: SearchSpace, configs: list[RunConfig]) -> None:
             f"search.repeats {search.repeats} trains with several seeds, so seed cannot be "
             "searched; take it out of space"
         )
+    workers = space.resources.workers_per_trial
+    if search.fuse not in (1, "auto") and workers > 1:
+        raise UserError(
+            f"search.fuse is {search.fuse}, but resources.workers_per_trial is {workers}: either "
+            "one process trains several trials, or several train one; set one of the two to 1"
+        )
     epochs = configs[0].train.epochs  # never searched, so the same in all
     if search.scheduler == "asha" and search.grace_period > epochs:
         raise UserError(

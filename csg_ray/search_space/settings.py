@@ -55,6 +55,11 @@ class SearchConfig(Section):
     max_concurrent: Annotated[int, Field(ge=1)] | None = Field(
         None, description="trials at a time; null: as many as the resources hold"
     )
+    fuse: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = Field(
+        1,
+        description="trials trained in one process, sharing images and the reference encoder's "
+        "work; auto measures at the start; 1: each by itself",
+    )
     keep_checkpoints: int = Field(
         3, ge=1, description="under each selection rule, so many of the best keep their checkpoint"
     )

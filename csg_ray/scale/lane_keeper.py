@@ -1,0 +1,125 @@
+"""The lanes of one process, one for each of its trials, and the files that these keep."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Literal
+
+import torch
+
+from csg_ray.config.run import RunConfig
+from csg_ray.data.load import load_splits
+from csg_ray.scale.failures import check_sees_study, failure_report
+from csg_ray.scale.gpu_share import CurrentGpu, claim
+from csg_ray.scale.lane_trial import Joined, Report
+from csg_ray.storage.paths import StoragePath, open_path
+from csg_ray.storage.records import CHECKPOINT_FILE, read_results
+from csg_ray.training.lanes import EpochReport, Lane, LaneGroup
+from csg_ray.training.recorder import EpochRecorder
+
+
+class LaneKeeper:
+    """Trains the lanes and records each epoch, as a trial in a process of its own does.
+
+    All of it happens in the thread that calls: torch's random generators are the process's.
+
+    Args:
+        cpus: threads of torch.
+        gpus: the share of a GPU that all lanes have together.
+        how: as `LaneGroup` takes it.
+    """
+
+    def __init__(self, cpus: int, gpus: float, how: Literal["in_turn", "stacked"]) -> None:
+        torch.set_num_threads(cpus)
+        self._gpus = gpus
+        self._claimed = False
+        self._group = LaneGroup(how)
+        self._trials: dict[str, tuple[StoragePath, EpochRecorder]] = {}
+
+    def join(self, assignment: dict[str, Any]) -> Joined:
+        """Give a trial its lane, from its checkpoint if there is one.
+
+        Args:
+            assignment: as `train_trial` takes it.
+        """
+        directory = open_path(assignment["directory"])
+        try:
+            check_sees_study(directory)
+            self._claim_share()
+            lane = self._open(assignment, directory)
+            reports = read_results(directory)
+        except Exception as error:
+            joined = Joined([self._failure(directory, error)], finished=True)
+        else:
+            known = assignment["known_epochs"]
+            unknown = [report for report in reports if report["epoch"] > known]
+            joined = Joined(unknown, lane.finished)
+        if joined.finished:
+            self.leave(assignment["id"])
+        return joined
+
+    def leave(self, name: str) -> None:
+        """Let go of a trial's lane; nothing where there is none."""
+        if name in self._trials:
+            _, recorder = self._trials.pop(name)
+            recorder.close()
+            self._group.remove(name)
+
+    def train(self, names: Collection[str]) -> dict[str, Report]:
+        """One more epoch of each of these trials; the report of each to the driver.
+
+        A trial whose report has no epoch has failed, and has no lane any more.
+        """
+        try:
+            ended = self._group.run_epoch(names)
+        except Exception as error:
+            ended = dict.fromkeys(names, error)
+        return {name: self._settle(name, ended[name]) for name in names}
+
+    def _claim_share(self) -> None:
+        if not self._claimed and self._gpus != int(self._gpus):
+            claim(self._gpus, CurrentGpu())
+        self._claimed = True
+
+    def _open(self, assignment: dict[str, Any], directory: StoragePath) -> Lane:
+        name = assignment["id"]
+        self.leave(name)
+        config = RunConfig.model_validate(assignment["config"])
+        # Before the checkpoint is looked for: it repairs what a crash has left.
+        recorder = EpochRecorder(directory, assignment["params"], config.train.epochs)
+        checkpoint = directory / CHECKPOINT_FILE
+        try:
+            lane = Lane(
+                config,
+                load_splits(config.data),
+                torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+                assignment["repeats"],
+                checkpoint if checkpoint.exists() else None,
+            )
+            self._group.add(name, lane)
+        except BaseException:
+            recorder.close()
+            raise
+        self._trials[name] = (directory, recorder)
+        return lane
+
+    def _settle(self, name: str, ended: EpochReport | Exception) -> Report:
+        directory, recorder = self._trials[name]
+        try:
+            if isinstance(ended, Exception):
+                raise ended
+            recorder(ended.metrics, ended.save_checkpoint, ended.pictures)
+        except Exception as error:
+            report = self._failure(directory, error)
+            self.leave(name)
+            return report
+        return dict(ended.metrics)
+
+    def _failure(self, directory: StoragePath, error: Exception) -> Report:
+        others = len(self._trials)
+        if isinstance(error, torch.OutOfMemoryError) and others > 1:
+            return {
+                "no_memory": f"{others} trials in one process need more memory than its GPU, or "
+                "its share of one, has (search.fuse); lower search.fuse"
+            }
+        return failure_report(directory, error)
