@@ -16,6 +16,7 @@ from csg_ray.config.run import AugmentConfig, ModelConfig, RunConfig, TrainConfi
 from csg_ray.data.loader import Batch
 from csg_ray.methods import METHODS, build_method
 from csg_ray.methods.base import Method, ReferenceMethod
+from csg_ray.seeding import rng_state
 from csg_ray.training.optim import build_optimizer
 from method_settings import SELF_TRAINING, method_config
 
@@ -192,6 +193,18 @@ def test_a_state_of_other_reference_weights_is_refused(name: str) -> None:
     other = _build(name, model=ModelConfig(weights="none"))
     with pytest.raises(UserError, match="other reference weights"):
         other.load_state_dict(_build(name).state_dict())
+
+
+@pytest.mark.parametrize("name", sorted(n for n, kind in METHODS.items() if kind.takes_turns))
+def test_the_steps_of_a_method_that_takes_turns_draw_from_no_global_generator(name: str) -> None:
+    method = _build(name)
+    optimizer = build_optimizer(method, method.config.train)
+    before = rng_state()
+    _train(method, optimizer, range(2))
+    after = rng_state()
+    assert after["python"] == before["python"]
+    assert all(after["numpy"][1] == before["numpy"][1])
+    assert after["torch"].equal(before["torch"])
 
 
 @EVERY_METHOD

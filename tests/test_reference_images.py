@@ -19,8 +19,8 @@ from csg_ray.data.reference_images import load_reference_images
 from csg_ray.methods import build_method
 from csg_ray.methods.base import ReferenceMethod
 from csg_ray.search_space import parse_search_space
-from csg_ray.training import loop
 from csg_ray.training.evaluate import reference_accuracy
+from csg_ray.training.lanes import EpochReport, Lane, LaneGroup
 from csg_ray.training.loop import Metrics, Training
 from made_data import random_image, refusal
 
@@ -92,7 +92,11 @@ def _epoch(config: RunConfig, repeats: int = 1) -> Metrics:
     splits = load_splits(config.data)
     assert splits.source_val is not None
     small = replace(splits, target_val=replace(splits.source_val, name="target_val"))  # type: ignore[type-var]
-    return loop._run_epoch([Training(config, small, CPU) for _ in range(repeats)], 1)
+    group = LaneGroup()
+    group.add("only", Lane(config, small, CPU, repeats))
+    report = group.run_epoch()["only"]
+    assert isinstance(report, EpochReport)
+    return report.metrics
 
 
 def test_a_training_reports_it_and_is_not_changed_by_it(folder: Path) -> None:

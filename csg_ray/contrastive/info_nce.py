@@ -9,7 +9,7 @@ from torch.nn import functional
 from csg_ray.contrastive.precision import at_least_float32
 
 
-def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float | Tensor) -> Tensor:
     """InfoNCE: cross-entropy of each query's own key against the negatives (CSG, Eq. 3).
 
     Row n of `key` is the positive of row n of `query`; every row of `negatives` is a negative of
@@ -20,7 +20,7 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
         query: (N, D) unit vectors.
         key: (N, D) unit vectors.
         negatives: (K, D) unit vectors. Must not change in place before the backward pass.
-        temperature: tau.
+        temperature: tau, a number or a tensor without dimensions.
 
     Returns:
         The mean over the N queries, a scalar.

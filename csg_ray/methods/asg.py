@@ -22,6 +22,7 @@ class ASG(ReferenceMethod):
     one must keep seeing what it saw in photographs.
     """
 
+    takes_turns: ClassVar[bool] = True
     worst_logs: ClassVar[dict[str, float]] = {"kl": LOSS_WORST}
 
     def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:
@@ -35,7 +36,7 @@ class ASG(ReferenceMethod):
         maps = self.features(images)
         own = self._log_probabilities(maps[TASK_STAGE])
         with torch.no_grad():
-            reference = self._log_probabilities(self.reference_encoder(images)[TASK_STAGE])
+            reference = self._log_probabilities(self.reference.maps(images)[TASK_STAGE])
         kl = functional.kl_div(own, reference, reduction="batchmean", log_target=True)
         task = self.task_loss(maps, batch.labels)
         return StepOutput(task + self.loss_weight * kl, {"kl": kl.detach()})

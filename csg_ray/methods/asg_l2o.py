@@ -53,6 +53,7 @@ class ASGL2O(ASG):
     coasts on for about ten steps.
     """
 
+    takes_turns: ClassVar[bool] = False
     worst_logs: ClassVar[dict[str, float]] = {
         **ASG.worst_logs,
         **{f"lr_ratio/{name}": 0.0 for name in GROUPS},

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
@@ -53,9 +55,12 @@ class Method(nn.Module):
     Attributes:
         num_views: draws of the train transform that `training_loss` wants of every image.
         worst_logs: the names in `StepOutput.logs`, each with what a diverged epoch reports.
+        takes_turns: whether its steps may alternate with those of other trainings, which is so when
+            they draw from no global generator and the epoch begins with no work of its own.
     """
 
     num_views = 1
+    takes_turns: ClassVar[bool] = False
     worst_logs: ClassVar[dict[str, float]] = {}
 
     def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:
@@ -170,6 +175,35 @@ class Method(nn.Module):
         return splits.source_train
 
 
+class Reference:
+    """A frozen encoder that several methods may share, and with it the maps of one batch."""
+
+    def __init__(self, encoder: TappedResNet) -> None:
+        self.encoder = encoder
+        self._remembered: dict[tuple[int, bool], tuple[Tensor, dict[int, Tensor]]] | None = None
+
+    @torch.no_grad()
+    def maps(self, images: Tensor) -> dict[int, Tensor]:
+        """Map images (N, 3, H, W) to {stage: (N, C_stage, H_stage, W_stage)}."""
+        if self._remembered is None:
+            maps: dict[int, Tensor] = self.encoder(images)
+            return maps
+        key = id(images), torch.is_autocast_enabled(images.device.type)
+        if key not in self._remembered:
+            # The images are kept, too, so that no other tensor gets their id.
+            self._remembered[key] = images, self.encoder(images)
+        return self._remembered[key][1]
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Within it, the maps of one and the same tensor are made once."""
+        self._remembered = {}
+        try:
+            yield
+        finally:
+            self._remembered = None
+
+
 class ReferenceMethod(Method):
     """A method that compares with a frozen copy of the encoder as it was before training.
 
@@ -182,13 +216,24 @@ class ReferenceMethod(Method):
         super().__init__(config, num_classes, steps_per_epoch)
         reference = copy.deepcopy(self.encoder).eval().requires_grad_(False)
         self._reference_sha256 = _fingerprint(reference)
-        # In a tuple, so that nn.Module does not register it.
-        self._hidden = (reference,)
+        # No nn.Module itself, so that nn.Module does not register it.
+        self.reference = Reference(reference)
 
     @property
     def reference_encoder(self) -> TappedResNet:
         """The frozen encoder."""
-        return self._hidden[0]
+        return self.reference.encoder
+
+    def share_reference(self, other: ReferenceMethod) -> None:
+        """Drop the own copy of the reference encoder for the other's, if they are the same."""
+        if self._reference_key == other._reference_key:
+            self.reference = other.reference
+
+    @property
+    def _reference_key(self) -> tuple[Any, ...]:
+        # The same weights make other maps at another output stride.
+        device = next(self.reference_encoder.parameters()).device
+        return self._reference_sha256, self.config.model, self.config.data.task, device
 
     def trained_with_start(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """The encoder's trained parameters, each with what it was before training."""

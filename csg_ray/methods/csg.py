@@ -46,6 +46,7 @@ class CSG(ReferenceMethod):
     embedding of the same image (the key) and pushed from the keys of earlier images.
     """
 
+    takes_turns: ClassVar[bool] = True
     worst_logs: ClassVar[dict[str, float]] = {"nce": LOSS_WORST, "queue_fill": 0.0}
 
     def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:
@@ -81,18 +82,25 @@ class CSG(ReferenceMethod):
 
     def training_loss(self, batch: Batch) -> StepOutput:
         """CE + lambda * sum over G of InfoNCE (Eq. 4 and 5); the new keys wait for `after_step`."""
-        maps = self.features(batch.views[0])
-        task = self.task_loss(maps, batch.labels)
-        self._pending_keys = self._keys(batch.views[-1], maps)
-        nce = torch.stack(
-            [
-                info_nce(self._query(stage, maps), key, self._negatives(stage), self.temperature)
-                for stage, key in self._pending_keys.items()
-            ]
-        ).sum()
+        task, nce, self._pending_keys = self.loss_parts(batch, self.temperature)
         fill = self._queue(self._first_queue).num_filled / self.queue_size
         logs = {"nce": nce.detach(), "queue_fill": torch.tensor(fill)}
         return StepOutput(task + self.loss_weight * nce, logs)
+
+    def loss_parts(
+        self, batch: Batch, temperature: float | Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """CE, the sum over G of InfoNCE, and by stage the new keys; nothing is changed."""
+        maps = self.features(batch.views[0])
+        task = self.task_loss(maps, batch.labels)
+        keys = self._keys(batch.views[-1], maps)
+        nce = torch.stack(
+            [
+                info_nce(self._query(stage, maps), key, self._negatives(stage), temperature)
+                for stage, key in keys.items()
+            ]
+        ).sum()
+        return task, nce, keys
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The encoder's and the task head's groups, and one of all trained projection heads."""
@@ -134,7 +142,7 @@ class CSG(ReferenceMethod):
     @torch.no_grad()
     def _keys(self, images: Tensor, query_maps: dict[int, Tensor]) -> dict[str, Tensor]:
         """Keys (N * grid^2, D) of unit length by stage, without gradient."""
-        reference_maps = self.reference_encoder(images)
+        reference_maps = self.reference.maps(images)
         attention_maps = reference_maps
         if self.settings.pooling == "attention" and self.settings.attention_from == "encoder":
             # The attention is the encoder's view of the very image the key is made of.

@@ -26,6 +26,7 @@ class DRPC(Method):
     translation in the styles of ImageNet classes; here they are whatever the folder holds.
     """
 
+    takes_turns: ClassVar[bool] = True
     worst_logs: ClassVar[dict[str, float]] = {"inconsistency": LOSS_WORST}
 
     def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:

@@ -20,6 +20,7 @@ class FeatureL2(ReferenceMethod):
     compares them on target images. Here they are the source's, so that no target image is seen.
     """
 
+    takes_turns: ClassVar[bool] = True
     worst_logs: ClassVar[dict[str, float]] = {"feature_distance": LOSS_WORST}
 
     def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:
@@ -31,8 +32,7 @@ class FeatureL2(ReferenceMethod):
     def training_loss(self, batch: Batch) -> StepOutput:
         """Cross-entropy of the one view, and the sum of the distances over the stages."""
         maps = self.features(batch.views[0])
-        with torch.no_grad():
-            reference = self.reference_encoder(batch.views[0])
+        reference = self.reference.maps(batch.views[0])
         # Of every position and channel, so that the weight means the same at every stage.
         distance = torch.stack(
             [

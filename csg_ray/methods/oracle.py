@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from csg_ray.config.run import RunConfig
 from csg_ray.data.loader import Batch
 from csg_ray.methods.base import Method, StepOutput
@@ -13,6 +15,8 @@ class Oracle(Method):
     The row "Oracle on ImageNet" of the paper's Table 1: what it says of the encoder's features is
     what they are worth before any synthetic image has changed them.
     """
+
+    takes_turns: ClassVar[bool] = True
 
     def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:
         super().__init__(config, num_classes, steps_per_epoch)

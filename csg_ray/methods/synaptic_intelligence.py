@@ -25,6 +25,7 @@ class SynapticIntelligence(ReferenceMethod):
     epoch is free.
     """
 
+    takes_turns: ClassVar[bool] = True
     worst_logs: ClassVar[dict[str, float]] = {"penalty": LOSS_WORST}
 
     def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:

@@ -19,6 +19,7 @@ class WeightL2(ReferenceMethod):
     (Kirkpatrick et al., PNAS 2017), whose importances it leaves out.
     """
 
+    takes_turns: ClassVar[bool] = True
     worst_logs: ClassVar[dict[str, float]] = {"squared_distance": LOSS_WORST}
 
     def __init__(self, config: RunConfig, num_classes: int, steps_per_epoch: int) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 
-from csg_ray.config.errors import UserError
 from csg_ray.config.run import RunConfig
 from csg_ray.data.epoch import steps_per_epoch, train_batches
 from csg_ray.data.file_splits import FileSplit
@@ -22,28 +19,19 @@ from csg_ray.data.reference_images import check_reference_classes, load_referenc
 from csg_ray.data.splits import DomainSplits
 from csg_ray.distributed import on_rank_zero, rank, shares, sum_over_ranks, world_size
 from csg_ray.methods import build_method
-from csg_ray.methods.base import LOSS_WORST, EpochContext
-from csg_ray.metrics import HSE_WORST
-from csg_ray.seeding import rng_state, seed_everything, set_rng_state, sub_seed
-from csg_ray.storage.checkpoint import config_differences, load_checkpoint, save_checkpoint
+from csg_ray.methods.base import EpochContext
+from csg_ray.seeding import rng_state, seed_everything, set_rng_state
 from csg_ray.storage.paths import StoragePath
-from csg_ray.training.evaluate import measure_split, reference_accuracy, worst_metrics
+from csg_ray.training.evaluate import measure_split, reference_accuracy
 from csg_ray.training.optim import build_optimizer, schedule_learning_rate
 from csg_ray.training.pictures import Pictures
 from csg_ray.training.spread import spread
-
-logger = logging.getLogger(__name__)
+from csg_ray.training.turns import in_turn, run_epoch_together
 
 Metrics = dict[str, float]
 OnEpochEnd = Callable[[Metrics, Callable[[StoragePath], None], Pictures | None], None]
 
-# Metrics that come with their deviation over repeats, and the deviation after a divergence.
-DEVIATIONS = {
-    "mean_class_accuracy": 1.0,
-    "mean_iou": 1.0,
-    **{name: HSE_WORST[name] for name in ("hse", "hse_power1", "hse_power2")},
-    (REFERENCE_ACCURACY := "reference_task/accuracy"): 1.0,
-}
+REFERENCE_ACCURACY = "reference_task/accuracy"
 
 
 class DivergedError(Exception):
@@ -57,7 +45,11 @@ class Training:
 
     Attributes:
         batches: those of the last epoch.
+        images_key: equal for trainings whose `batches` are the same.
         confusion: (K, K) counts on target_val after the last epoch; rows are labels.
+        log_sums: what the steps of the epoch have logged, added up.
+        skipped_steps: in the epoch.
+        seconds: that the epoch has cost; `training_seconds` of them went into its steps.
     """
 
     def __init__(self, config: RunConfig, splits: DomainSplits, device: torch.device) -> None:
@@ -75,8 +67,26 @@ class Training:
         self.step = 0
         self.skipped_in_a_row = 0
         self.batches: Batches
+        self.images_key: tuple[Any, ...]
         self.confusion: torch.Tensor
+        self.log_sums: dict[str, torch.Tensor] = {}
+        self.skipped_steps = 0
+        self.seconds = self.training_seconds = 0.0
         self._rng = rng_state()
+
+    @property
+    def total_steps(self) -> int:
+        """The steps of all epochs."""
+        return self.steps_per_epoch * self.config.train.epochs
+
+    @contextmanager
+    def own_generators(self) -> Iterator[None]:
+        """Within it, the global generators go on from where this training left them."""
+        set_rng_state(self._rng)
+        try:
+            yield
+        finally:
+            self._rng = rng_state()
 
     def run_epoch(self, epoch: int) -> Metrics:
         """Train epoch number `epoch` (from 1), then measure what the splits have to be measured on.
@@ -84,8 +94,38 @@ class Training:
         Raises:
             DivergedError: the loss, too many gradients in a row, or the logits are not finite.
         """
-        set_rng_state(self._rng)
-        metrics = self._train_epoch(epoch)
+        outcome = run_epoch_together({self: epoch}, in_turn)[self]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Prepare the batches of epoch number `epoch`."""
+        config = self.config
+        split = self.method.training_data(self.splits, epoch)
+        num_views = self.method.num_views
+        self.batches = train_batches(split, config, num_views, epoch)
+        sizes = (config.train.batch_size, config.train.steps_per_epoch)
+        images = (id(split), config.data, config.augment, num_views)
+        self.images_key = (config.seed, epoch, *sizes, *images)
+        self.log_sums = {}
+        self.skipped_steps = 0
+
+    def train_on(self, batch: Batch) -> None:
+        """Take a step on a batch, which is on the device."""
+        logs, stepped = self._train_step(batch)
+        self.skipped_steps += not stepped
+        for name, value in logs.items():
+            known = name in self.log_sums
+            self.log_sums[name] = self.log_sums[name] + value if known else value.double()
+
+    def end_epoch(self, epoch: int) -> Metrics:
+        """The metrics of the steps that were taken, and of the splits as they are now.
+
+        Raises:
+            DivergedError: logits are not finite.
+        """
+        metrics = self._training_metrics()
         self.method.on_epoch_end(EpochContext(epoch, self.splits, self.optimizer))
         for split in self.splits.measured:
             evaluation = measure_split(self.method, split, self.config, self.device)
@@ -98,7 +138,6 @@ class Training:
             metrics[REFERENCE_ACCURACY] = reference_accuracy(
                 self.method, self._reference_images, self.config, self.device
             )
-        self._rng = rng_state()
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -129,31 +168,20 @@ class Training:
         check_reference_classes(images, num_classes, self.config.model)
         return images
 
-    def _train_epoch(self, epoch: int) -> Metrics:
-        config = self.config
-        split = self.method.training_data(self.splits, epoch)
-        batches = train_batches(split, config, self.method.num_views, epoch)
-        self.batches = batches
-        sums: dict[str, torch.Tensor] = {}
-        skipped = 0
-        started = time.perf_counter()
-        for batch in batches.share_of_each():
-            logs, stepped = self._train_step(batch.to(self.device))
-            skipped += not stepped
-            for name, value in logs.items():
-                sums[name] = sums[name] + value if name in sums else value.double()
-        totals = sum_over_ranks(torch.stack(list(sums.values())) * self._share).tolist()
-        means = {name: total / len(batches) for name, total in zip(sums, totals, strict=True)}
+    def _training_metrics(self) -> Metrics:
+        steps = len(self.batches)
+        sums = torch.stack(list(self.log_sums.values())) * self._share
+        totals = sum_over_ranks(sums).tolist()
+        means = {name: total / steps for name, total in zip(self.log_sums, totals, strict=True)}
         metrics = {f"train/{name}": value for name, value in means.items()}
-        metrics["train/skipped_steps"] = float(skipped)
-        images = len(batches) * config.train.batch_size
-        metrics["images_per_second"] = images / (time.perf_counter() - started)
+        metrics["train/skipped_steps"] = float(self.skipped_steps)
+        images = steps * self.config.train.batch_size
+        metrics["images_per_second"] = images / self.training_seconds
         return metrics
 
     def _train_step(self, batch: Batch) -> tuple[dict[str, torch.Tensor], bool]:
         """One step; its logs, and whether the parameters moved."""
-        total_steps = self.steps_per_epoch * self.config.train.epochs
-        schedule_learning_rate(self.optimizer, self.config.train, self.step, total_steps)
+        schedule_learning_rate(self.optimizer, self.config.train, self.step, self.total_steps)
         output = self._training_loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         # DDP averages over the ranks; so weighted, that is the gradient of the whole batch's mean.
@@ -162,7 +190,7 @@ class Training:
         self.step += 1
         if stepped := self._is_healthy(output.loss.detach() * self._share):
             self.optimizer.step()
-            self.method.after_step(self.optimizer, self.step, total_steps)
+            self.method.after_step(self.optimizer, self.step, self.total_steps)
         return {"loss": output.loss.detach(), **output.logs}, stepped
 
     def _is_healthy(self, loss: torch.Tensor) -> bool:
@@ -212,105 +240,16 @@ def fit(
     Raises:
         UserError: weights or data cannot be had, or the checkpoint is not of this training.
     """
-    state = on_rank_zero(lambda: _load_state(resume_from, config, repeats))
-    if state is not None and state["metrics"]["diverged"]:
-        return
+    # Lanes are made of trainings.
+    from csg_ray.training.lanes import Lane, LaneGroup
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    splits = load_splits(config.data)
-    trainings = [Training(_repeat(config, number), splits, device) for number in range(repeats)]
-    finished = 0
-    if state is not None:
-        for training, saved in zip(trainings, state["repeats"], strict=True):
-            training.load_state_dict(saved)
-        finished = state["epoch"]
-    for epoch in range(finished + 1, config.train.epochs + 1):
-        metrics = _run_epoch(trainings, epoch)
-        write = _checkpoint_writer(config, trainings, metrics)
-        pictures = None if metrics["diverged"] else Pictures(trainings[0])
-        on_rank_zero(partial(on_epoch_end, metrics, write, pictures))
-        if metrics["diverged"]:
-            return
-
-
-def _repeat(config: RunConfig, number: int) -> RunConfig:
-    """The configuration of one repeat; repeat 0 is the configuration itself."""
-    if number == 0:
-        return config
-    seed = sub_seed(config.seed, f"repeat/{number}") % 2**32
-    return config.model_copy(update={"seed": seed})
-
-
-def _run_epoch(trainings: list[Training], epoch: int) -> Metrics:
-    """Advance every repeat by one epoch; one that diverges ends them all.
-
-    `seconds` is what the epoch has cost: training and measuring, all repeats, on each worker.
-    """
-    started, diverged = time.perf_counter(), 0
-    try:
-        metrics = _summarise([training.run_epoch(epoch) for training in trainings])
-    except DivergedError as error:
-        logger.info("diverged in epoch %d: %s", epoch, error)
-        metrics, diverged = _worst(trainings), 1
-    cost = {"workers": world_size(), "seconds": time.perf_counter() - started}
-    return {"epoch": epoch, **metrics, "diverged": diverged, **cost}
-
-
-def _summarise(repeats: list[Metrics]) -> Metrics:
-    """Means over the repeats, and the sample deviation of the metrics that are compared."""
-    metrics: Metrics = {}
-    for name in repeats[0]:
-        values = [repeat[name] for repeat in repeats]
-        metrics[name] = statistics.fmean(values)
-        if len(values) > 1 and {name, name.rpartition("/")[2]} & DEVIATIONS.keys():
-            metrics[f"{name}_std"] = statistics.stdev(values)
-    return metrics
-
-
-def _worst(trainings: list[Training]) -> Metrics:
-    """The report of a diverged epoch: the keys of a good one, the worst finite values."""
-    training = trainings[0]
-    logs = {"loss": LOSS_WORST, **training.method.worst_logs}
-    metrics = {f"train/{name}": value for name, value in logs.items()}
-    metrics["train/skipped_steps"] = float(max(each.skipped_in_a_row for each in trainings))
-    metrics["images_per_second"] = 0.0
-    for split in training.splits.measured:
-        for name, value in worst_metrics(split, training.config.data.task).items():
-            metrics[f"{split.name}/{name}"] = value
-            if len(trainings) > 1 and name in DEVIATIONS:
-                metrics[f"{split.name}/{name}_std"] = DEVIATIONS[name]
-    if training.config.evaluation.reference_images is not None:
-        metrics[REFERENCE_ACCURACY] = 0.0
-        if len(trainings) > 1:
-            metrics[f"{REFERENCE_ACCURACY}_std"] = DEVIATIONS[REFERENCE_ACCURACY]
-    return metrics
-
-
-def _checkpoint_writer(
-    config: RunConfig, trainings: list[Training], metrics: Metrics
-) -> Callable[[StoragePath], None]:
-    def write(path: StoragePath) -> None:
-        state = {
-            "config": config.model_dump(),
-            "epoch": int(metrics["epoch"]),
-            "metrics": metrics,
-            "repeats": [training.state_dict() for training in trainings],
-        }
-        save_checkpoint(path, state)
-
-    return write
-
-
-def _load_state(path: StoragePath | None, config: RunConfig, repeats: int) -> dict[str, Any] | None:
-    """A checkpoint that is known to belong to this training, if there is one to go on from."""
-    if path is None:
-        return None
-    state = load_checkpoint(path)
-    differences = config_differences(state["config"], config)
-    if len(state["repeats"]) != repeats:
-        differences.append(f"repeats {len(state['repeats'])} there, {repeats} here")
-    if differences:
-        raise UserError(
-            f"{path} is a checkpoint of another training: {'; '.join(differences)}; "
-            "resume with the same settings, or start anew"
-        )
-    return state
+    lane = Lane(config, load_splits(config.data), device, repeats, resume_from)
+    group = LaneGroup()
+    group.add("only", lane)
+    while not lane.finished:
+        report = group.run_epoch()["only"]
+        if isinstance(report, Exception):
+            raise report
+        tell = partial(on_epoch_end, report.metrics, report.save_checkpoint, report.pictures)
+        on_rank_zero(tell)
