@@ -156,5 +156,6 @@ def test_a_full_worker_is_passed_over_and_a_place_is_waited_for() -> None:
 
 def test_it_starts_without_torch() -> None:
     """Else each trial would take seconds to start, and half a gigabyte."""
-    look = "import sys, csg_ray.scale.lane_trial, csg_ray.scale.lane_worker; sys.exit('torch' in sys.modules)"
+    modules = "csg_ray.scale.lane_trial, csg_ray.scale.lane_worker"
+    look = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", look]).returncode == 0

@@ -173,6 +173,12 @@ def restore(
         str, typer.Argument(metavar="DIR", help="Study or run.", show_default=False)
     ],
     more: Annotated[int, typer.Option(min=0, help="Trials on top of the study's total.")] = 0,
+    fuse: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|K", help="Trials that one process trains from now on (search.fuse)."
+        ),
+    ] = None,
     workers: Workers = None,
     min_workers: MinWorkers = None,
     gpus_per_worker: GpusPerWorker = None,
@@ -190,15 +196,17 @@ def restore(
     if (place / "run.yaml").is_file():
         from csg_ray.cli.running import continue_run
 
-        if log_to:
-            raise UserError(f"{directory} is a run, and --log-to is for studies; leave it out")
+        for option, value in (("--log-to", log_to), ("--fuse", fuse)):
+            if value:
+                raise UserError(f"{directory} is a run, and {option} is for studies; leave it out")
         continue_run(place, more, spread, verbose)
     else:
         from csg_ray.cli.searching import continue_study
 
         if workers is not None:
             raise UserError(f"{directory} is a study, and --workers is for runs; leave it out")
-        continue_study(place, more, verbose, _names(log_to))
+        count = int(fuse) if fuse and fuse.isdecimal() else fuse
+        continue_study(place, more, verbose, _names(log_to), count)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from csg_ray.search_space import SearchSpace
 from csg_ray.storage.paths import StoragePath
 
 RETRY_SECONDS = 5.0
+_MAY_DIFFER = ("search.num_trials", "search.fuse")
 
 
 def search_or_resume(
@@ -36,7 +37,8 @@ def search_or_resume(
     """Search in `study` (`base`/studies/NAME unless given), or go on with what is there.
 
     A launcher that restarts its job (Slurm, Kubernetes, a second `ray job submit`) can so run one
-    command. More trials in the file than the study has are added to it.
+    command. More trials in the file than the study has are added to it, and another `search.fuse`
+    holds from now on.
 
     Raises:
         UserError: the study there was begun with other settings, or somebody is at work in it.
@@ -50,11 +52,11 @@ def search_or_resume(
     begun = load_study(directory).space.with_absolute_paths()
     _refuse_difference(space_file, space, directory, begun)
     more = max(0, space.search.num_trials - begun.search.num_trials)
-    _continue_when_free(directory, more, verbose, log_to)
+    _continue_when_free(directory, more, verbose, log_to, space.search.fuse)
 
 
 def _continue_when_free(
-    directory: StoragePath, more: int, verbose: bool, log_to: Sequence[str]
+    directory: StoragePath, more: int, verbose: bool, log_to: Sequence[str], fuse: int | str
 ) -> None:
     """Go on once the lock of a driver that died on another host has gone stale."""
     from csg_ray.scale.lock import HEARTBEAT_SECONDS, STALE_SECONDS, BeingRunError
@@ -64,7 +66,7 @@ def _continue_when_free(
     say(CHECKING)
     while True:
         try:
-            restore(directory, more, verbose, log_to)
+            restore(directory, more, verbose, log_to, fuse)
         except BeingRunError as busy:
             if time.monotonic() > give_up:
                 raise
@@ -81,7 +83,7 @@ def _refuse_difference(
 ) -> None:
     wanted, there = (dict(_leaves(each.to_mapping())) for each in (space, begun))
     for path in sorted(wanted.keys() | there.keys()):
-        if path != "search.num_trials" and wanted.get(path) != there.get(path):
+        if path not in _MAY_DIFFER and wanted.get(path) != there.get(path):
             raise UserError(
                 f"{path} is {shown(wanted.get(path))} in {space_file}, but study {directory} was "
                 f"begun with {shown(there.get(path))}; set it back, or give another --study"

@@ -83,9 +83,10 @@ def find_reruns(study: Study) -> list[Study]:
 
 
 def reruns_of(study: Study, space: SearchSpace) -> Study | None:
-    """The study's reruns of this very space, if they were begun."""
-    wanted = space.to_mapping()
-    return next((each for each in find_reruns(study) if each.space.to_mapping() == wanted), None)
+    """The study's reruns of this very space, if they were begun; however they are trained."""
+    wanted = space.with_fuse(1).to_mapping()
+    begun = ((each, each.space.with_fuse(1).to_mapping()) for each in find_reruns(study))
+    return next((each for each, there in begun if there == wanted), None)
 
 
 def pair_up(study: Study, reruns: Study) -> list[Rerun]:

@@ -14,15 +14,16 @@ from ray.tune.experiment import Trial
 from csg_ray.scale.lane_keeper import LaneKeeper
 from csg_ray.scale.lane_worker import LaneWorker
 from csg_ray.scale.resources import Plan
+from csg_ray.training.lanes import Way
 
 
 @contextmanager
-def lane_workers(layout: Plan) -> Iterator[list[Any]]:
+def lane_workers(layout: Plan, way: Way) -> Iterator[list[Any]]:
     """The actors that train all trials, for as long as the block takes; one that dies comes back.
 
     They reserve what there is for training before any trial starts.
     """
-    build = partial(LaneKeeper, layout.cpus_per_worker, layout.gpus_per_worker, "in_turn")
+    build = partial(LaneKeeper, layout.cpus_per_worker, layout.gpus_per_worker, way)
     actor = ray.remote(
         num_cpus=layout.cpus_per_worker, num_gpus=layout.gpus_per_worker, max_restarts=-1
     )(LaneWorker)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -14,7 +14,7 @@ from csg_ray.scale.gpu_share import CurrentGpu, claim
 from csg_ray.scale.lane_trial import Joined, Report
 from csg_ray.storage.paths import StoragePath, open_path
 from csg_ray.storage.records import CHECKPOINT_FILE, read_results
-from csg_ray.training.lanes import EpochReport, Lane, LaneGroup
+from csg_ray.training.lanes import EpochReport, Lane, LaneGroup, Way
 from csg_ray.training.recorder import EpochRecorder
 
 
@@ -29,7 +29,7 @@ class LaneKeeper:
         how: as `LaneGroup` takes it.
     """
 
-    def __init__(self, cpus: int, gpus: float, how: Literal["in_turn", "stacked"]) -> None:
+    def __init__(self, cpus: int, gpus: float, how: Way) -> None:
         torch.set_num_threads(cpus)
         self._gpus = gpus
         self._claimed = False

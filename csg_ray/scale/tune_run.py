@@ -24,6 +24,7 @@ from csg_ray.scale.reclaim import reclaiming
 from csg_ray.scale.resources import DRIVER_BYTES, FOLLOWER_BYTES, Plan
 from csg_ray.scale.trainable import train_trial
 from csg_ray.search_space import SearchSpace
+from csg_ray.training.lanes import Way
 
 
 def run_tune(
@@ -32,8 +33,11 @@ def run_tune(
     layout: Plan,
     verbose: bool,
     trackers: Sequence[Callback] = (),
+    way: Way = "in_turn",
 ) -> None:
     """Run every trial that the driver has left, and tell the trackers.
+
+    Where `layout.fuse` is above 1 so many trials at a time are trained in one process, in that way.
 
     Tune's own files go to a temporary folder that nothing reads again. It is not on the study's
     disk: when that one is full, Tune would print a traceback about its own snapshots.
@@ -49,7 +53,7 @@ def run_tune(
         if nested:
             stack.enter_context(reclaiming())
         if layout.fuse > 1:
-            workers = stack.enter_context(lane_workers(layout))
+            workers = stack.enter_context(lane_workers(layout, way))
             trainable = tune.with_parameters(follow_lane, workers=workers)
             callbacks.append(LeaveCallback(workers))
         tuner = tune.Tuner(

@@ -123,10 +123,11 @@ def restore_study(
     progress: Progress,
     verbose: bool,
     log_to: Sequence[str] = (),
+    fuse: int | str | None = None,
 ) -> None:
     """Go on with a study from its plain files, with `more` trials on top of its total.
 
-    The other arguments are those of `run_study`.
+    The other arguments are those of `run_study`, and `fuse` takes the place of `search.fuse`.
 
     Raises:
         UserError: not a study, one that is running, one whose data changed, or paused again.
@@ -136,12 +137,13 @@ def restore_study(
         study = load_study(directory)
         header = read_yaml(directory / "study.yaml")
         space = study.space.with_num_trials(study.space.search.num_trials + more)
+        space = space.with_fuse(space.search.fuse if fuse is None else fuse)
         cluster = find_cluster(verbose)
         layout = plan(space, cluster)
         check_shared(directory, cluster)
         changed = compare_provenance(header["provenance"], _provenance(space))
         _report_changes(directory, changed, progress)
-        if more or changed:
+        if space != study.space or changed:
             header["space"] = space.to_mapping()
             header.setdefault("restores", []).append(
                 {"at": _now(), "more": more, "changed": changed}
@@ -201,12 +203,17 @@ def _drive(
     try:
         if driver.remaining:
             # Ray is imported only when there is work for it.
+            from csg_ray.scale.fusing import find_fusing
             from csg_ray.scale.trackers import build_trackers
             from csg_ray.scale.tune_run import run_tune
 
             trackers = build_trackers(means.log_to, space.study, progress.message, means.verbose)
             with running(means.cluster, means.verbose):
-                run_tune(driver, space, means.layout, means.verbose, trackers)
+                fusing = find_fusing(space, means.layout.fuse)
+                if space.search.fuse == "auto":
+                    progress.message(fusing.reason)
+                layout = plan(space.with_fuse(fusing.count), means.cluster)
+                run_tune(driver, space, layout, means.verbose, trackers, fusing.way)
             driver.collect_checkpoints()
         if driver.halted is None:
             write_table(load_study(directory), directory / "trials.parquet")

@@ -115,6 +115,20 @@ def parse_resources(mapping: dict[Any, Any]) -> ResourcesConfig:
     return resources
 
 
+def check_fuse(search: SearchConfig, resources: ResourcesConfig) -> None:
+    """Refuse several trials in one process where one trial has several.
+
+    Raises:
+        UserError: says which two settings exclude each other.
+    """
+    workers = resources.workers_per_trial
+    if search.fuse not in (1, "auto") and workers > 1:
+        raise UserError(
+            f"search.fuse is {search.fuse}, but resources.workers_per_trial is {workers}: either "
+            "one process trains several trials, or several train one; set one of the two to 1"
+        )
+
+
 def _parse_objective(where: str, objective: Any) -> Objective:
     if not isinstance(objective, dict):
         raise UserError(f"{where} must be {{metric: ..., mode: ...}}, not {shown(objective)}")
