@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from csg_ray.config.errors import UserError
@@ -17,7 +16,6 @@ from csg_ray.config.run import AugmentConfig, ModelConfig
 from csg_ray.data.loader import Batch
 from csg_ray.methods.base import ReferenceMethod, StepOutput
 from csg_ray.methods.csg import CSG
-from csg_ray.methods.vanilla import Vanilla
 from csg_ray.training.lanes import EpochReport, Lane
 from csg_ray.training.ways import measure_ways
 from lanes_alone import (

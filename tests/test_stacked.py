@@ -14,12 +14,12 @@ from csg_ray.config.methods import CSGConfig, VanillaConfig
 from csg_ray.config.run import AugmentConfig, ModelConfig, RunConfig
 from csg_ray.contrastive.negative_queue import NegativeQueue
 from csg_ray.training import stacked as stacked_module
-from csg_ray.training.lanes import EpochReport, Lane, LaneGroup
+from csg_ray.training.lanes import EpochReport, LaneGroup
 from csg_ray.training.stacked import _Queue, stack_key
 from lanes_alone import assert_same, config_of, differences, end_of, group_of, lane_of
 from method_settings import method_config
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

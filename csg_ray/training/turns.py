@@ -80,8 +80,7 @@ def _train(running: Sequence[Training], rounds: Rounds, outcomes: Outcomes) -> N
 def in_turn(trainings: Sequence[Training], outcomes: Outcomes) -> Iterator[None]:
     """A step of each training in every round; those that see the same images load them once."""
     going = [_steps_of(company, outcomes) for company in companies(trainings)]
-    while going:
-        going = [steps for steps in going if next(steps, False)]
+    while going := [steps for steps in going if next(steps, False)]:
         yield
 
 
