@@ -58,11 +58,17 @@ def scale(monkeypatch: pytest.MonkeyPatch, make_study: Callable[..., Path]) -> S
             made.rename(directory)
 
     def restore_study(
-        directory: Path, more: int, progress: Progress, verbose: bool, *_: object
+        directory: Path,
+        more: int,
+        progress: Progress,
+        verbose: bool,
+        log_to: object,
+        fuse: int | str | None,
     ) -> None:
         if room.busy:
             raise room.busy.pop(0)
         room.ran.append(("restored", directory, more))
+        room.fuse = fuse
 
     tuner = SimpleNamespace(run_study=run_study, restore_study=restore_study)
     monkeypatch.setitem(sys.modules, "csg_ray.scale.tuner", tuner)
@@ -94,6 +100,13 @@ def test_more_trials_are_added_and_fewer_ignored(
 ) -> None:
     assert resume("--trials", str(trials)) == 0
     assert scale.ran == [("restored", Path("studies/digits"), more)]
+
+
+def test_another_number_of_trials_in_a_process_holds_from_now_on(
+    scale: SimpleNamespace, study: Path
+) -> None:
+    assert resume("--set", "search.fuse=4") == 0
+    assert scale.fuse == 4
 
 
 @pytest.mark.parametrize(
