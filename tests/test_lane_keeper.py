@@ -183,7 +183,10 @@ def test_too_little_memory_for_several_names_the_setting(
         group.join(assign(tmp_path, name, config_of(0.07)))
     monkeypatch.setattr(group._group, "run_epoch", Raises(torch.OutOfMemoryError("CUDA: no")))
     first, second = group.train(["0001", "0002"]).values()
-    assert first["no_memory"].endswith("lower search.fuse")
+    assert first["no_memory"] == (
+        "2 trials in one process (search.fuse) need more memory than its GPU, or its share of one, "
+        "has; continue with csg-ray restore and --fuse 1"
+    )
     assert second["error"].startswith("OutOfMemoryError"), "alone by then: its own need"
 
 

@@ -119,7 +119,8 @@ class LaneKeeper:
         others = len(self._trials)
         if isinstance(error, torch.OutOfMemoryError) and others > 1:
             return {
-                "no_memory": f"{others} trials in one process need more memory than its GPU, or "
-                "its share of one, has (search.fuse); lower search.fuse"
+                "no_memory": f"{others} trials in one process (search.fuse) need more memory than "
+                "its GPU, or its share of one, has; continue with csg-ray restore and "
+                f"--fuse {others // 2}"
             }
         return failure_report(directory, error)
