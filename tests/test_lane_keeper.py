@@ -183,11 +183,13 @@ def test_too_little_memory_for_several_names_the_setting(
         group.join(assign(tmp_path, name, config_of(0.07)))
     monkeypatch.setattr(group._group, "run_epoch", Raises(torch.OutOfMemoryError("CUDA: no")))
     first, second = group.train(["0001", "0002"]).values()
+    assert first == second, "it is the fault of neither"
     assert first["no_memory"] == (
         "2 trials in one process (search.fuse) need more memory than its GPU, or its share of one, "
         "has; continue with csg-ray restore and --fuse 1"
     )
-    assert second["error"].startswith("OutOfMemoryError"), "alone by then: its own need"
+    group.join(assign(tmp_path, "0003", config_of(0.07)))
+    assert group.train(["0003"])["0003"]["error"].startswith("OutOfMemoryError"), "its own need"
 
 
 def test_a_trial_on_another_disk_is_told_so(

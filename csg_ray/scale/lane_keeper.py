@@ -49,7 +49,8 @@ class LaneKeeper:
             lane = self._open(assignment, directory)
             reports = read_results(directory)
         except Exception as error:
-            joined = Joined([self._failure(directory, error)], finished=True)
+            report = _failure(directory, error, len(self._trials) + 1)
+            joined = Joined([report], finished=True)
         else:
             known = assignment["known_epochs"]
             unknown = [report for report in reports if report["epoch"] > known]
@@ -74,7 +75,8 @@ class LaneKeeper:
             ended = self._group.run_epoch(names)
         except Exception as error:
             ended = dict.fromkeys(names, error)
-        return {name: self._settle(name, ended[name]) for name in names}
+        present = len(self._trials)
+        return {name: self._settle(name, ended[name], present) for name in names}
 
     def _claim_share(self) -> None:
         if not self._claimed and self._gpus != int(self._gpus):
@@ -103,24 +105,24 @@ class LaneKeeper:
         self._trials[name] = (directory, recorder)
         return lane
 
-    def _settle(self, name: str, ended: EpochReport | Exception) -> Report:
+    def _settle(self, name: str, ended: EpochReport | Exception, present: int) -> Report:
         directory, recorder = self._trials[name]
         try:
             if isinstance(ended, Exception):
                 raise ended
             recorder(ended.metrics, ended.save_checkpoint, ended.pictures)
         except Exception as error:
-            report = self._failure(directory, error)
             self.leave(name)
-            return report
+            return _failure(directory, error, present)
         return dict(ended.metrics)
 
-    def _failure(self, directory: StoragePath, error: Exception) -> Report:
-        others = len(self._trials)
-        if isinstance(error, torch.OutOfMemoryError) and others > 1:
-            return {
-                "no_memory": f"{others} trials in one process (search.fuse) need more memory than "
-                "its GPU, or its share of one, has; continue with csg-ray restore and "
-                f"--fuse {others // 2}"
-            }
-        return failure_report(directory, error)
+
+def _failure(directory: StoragePath, error: Exception, present: int) -> Report:
+    """What the driver is told; that several trials need too much is no fault of any one."""
+    if isinstance(error, torch.OutOfMemoryError) and present > 1:
+        return {
+            "no_memory": f"{present} trials in one process (search.fuse) need more memory than "
+            "its GPU, or its share of one, has; continue with csg-ray restore and "
+            f"--fuse {present // 2}"
+        }
+    return failure_report(directory, error)
