@@ -23,7 +23,7 @@ from csg_ray.results.report.cautions import find_cautions
 from csg_ray.results.study import load_study
 from csg_ray.scale.driver import StudyDriver
 from csg_ray.scale.tuner import restore_study, run_study
-from csg_ray.search_space import ResourcesConfig, SearchSpace, parse_search_space
+from csg_ray.search_space import Changes, ResourcesConfig, SearchSpace, parse_search_space
 from csg_ray.search_space.budget import parse_budget
 from csg_ray.storage.records import append_result
 from small_study import Recorder, small_space, space_mapping
@@ -375,8 +375,8 @@ def test_a_real_search_ends_with_its_budget_and_goes_on(shared_ray: None, tmp_pa
         "their epoch"
     ]
     with pytest.raises(UserError, match=r"the budget of 0.0001cpuh of study .* is spent; give it"):
-        restore_study(directory, 0, Recorder(), verbose=False)
-    restore_study(directory, 0, Recorder(), verbose=False, budget="none")
+        restore_study(directory, Changes(), Recorder(), verbose=False)
+    restore_study(directory, Changes(budget="none"), Recorder(), verbose=False)
     whole = load_study(directory)
     assert not whole.budget_spent
     assert [(trial.state, trial.epoch) for trial in whole.trials] == [("completed", 2)] * 3

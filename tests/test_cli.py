@@ -606,6 +606,8 @@ def test_check_shows_the_plan_and_writes_nothing(
         trials=4,
         epochs=3,
         concurrent=2,
+        processes=2,
+        fuse=1,
         workers=1,
         cpus_per_worker=1,
         gpus_per_worker=0.25,
@@ -627,6 +629,57 @@ def test_check_shows_the_plan_and_writes_nothing(
     )
     assert out.endswith("space.yaml is valid; nothing was started\n")
     assert sorted(path.name for path in Path().iterdir()) == ["space.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("fuse", "line"),
+    [
+        ("4", "8 trials in 2 process(es) of 1 CPU and 0 GPU, 4 in each (search.fuse)"),
+        (
+            "auto",
+            "2 to 8 trials in 2 process(es) of 1 CPU and 0 GPU, up to 4 in each, as is measured "
+            "first (search.fuse)",
+        ),
+    ],
+)
+def test_check_says_how_many_trials_share_a_process(
+    space_file: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, fuse: str, line: str
+) -> None:
+    layout = SimpleNamespace(
+        trials=8,
+        epochs=3,
+        concurrent=8,
+        processes=2,
+        fuse=4,
+        workers=1,
+        cpus_per_worker=1,
+        gpus_per_worker=0.0,
+        cluster_cpus=2.0,
+        cluster_gpus=0.0,
+        checkpoint_bytes_per_trial=1,
+        disk_bytes=1,
+    )
+    resources = SimpleNamespace(plan=lambda *_: layout, check_models=lambda _: None)
+    monkeypatch.setitem(sys.modules, "csg_ray.scale.resources", resources)
+    assert main(["check", str(space_file), "--set", f"search.fuse={fuse}"]) == 0
+    assert f"at a time  {line}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("fuse", "sentence"),
+    [
+        ("0", "search.fuse must be an integer from 1 to 1000 or 'auto', not 0"),
+        ("many", "search.fuse must be an integer from 1 to 1000 or 'auto', not 'many'"),
+    ],
+)
+def test_restore_refuses_what_is_no_number_of_trials(
+    make_study: Callable[..., Path], capsys: Capture, fuse: str, sentence: str
+) -> None:
+    directory = make_study(("completed", [(0.2, 0.9, 0.8)]))
+    before = (directory / "study.yaml").read_bytes()
+    assert main(["restore", str(directory), "--fuse", fuse]) == 2
+    assert capsys.readouterr().err == f"csg-ray: {sentence}\n"
+    assert (directory / "study.yaml").read_bytes() == before
 
 
 # the frame

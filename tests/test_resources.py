@@ -14,6 +14,7 @@ from csg_ray.methods import build_method
 from csg_ray.scale.cluster import Cluster, Node
 from csg_ray.scale.resources import (
     DRIVER_BYTES,
+    FOLLOWER_BYTES,
     Workers,
     check_models,
     check_workers,
@@ -94,6 +95,35 @@ def test_trials_and_a_limit_bound_it_too() -> None:
     search = {"metric": "target_val/hse", "mode": "min", "num_trials": 3}
     assert plan(make_space(search=search), machine(16)).concurrent == 3
     assert plan(make_space(search=search | {"max_concurrent": 2}), machine(16)).concurrent == 2
+
+
+@pytest.mark.parametrize(
+    ("search", "cpus", "processes", "fuse", "concurrent"),
+    [
+        ({"fuse": 4}, 2, 2, 4, 8),
+        ({"fuse": 4, "max_concurrent": 6}, 2, 2, 3, 6),
+        ({"fuse": 4, "max_concurrent": 2}, 4, 2, 1, 2),
+        ({"fuse": 4, "num_trials": 5}, 2, 2, 3, 5),
+        ({"fuse": 4, "num_trials": 1}, 2, 1, 1, 1),
+        ({"fuse": 1}, 2, 2, 1, 2),
+        ({"fuse": "auto"}, 1, 1, 16, 16),
+    ],
+)
+def test_trials_in_one_process_multiply_those_at_a_time(
+    search: dict[str, Any], cpus: int, processes: int, fuse: int, concurrent: int
+) -> None:
+    goal = {"metric": "target_val/hse", "mode": "min", "num_trials": 100}
+    layout = plan(make_space(search=goal | search), machine(cpus))
+    assert (layout.processes, layout.fuse, layout.concurrent) == (processes, fuse, concurrent)
+
+
+def test_what_follows_a_fused_trial_takes_memory() -> None:
+    goal = {"metric": "target_val/hse", "mode": "min", "num_trials": 100, "fuse": 8}
+    little = Cluster((Node(2, 0, 5.5 * FOLLOWER_BYTES),))
+    assert plan(make_space(search=goal), little).concurrent == 5
+    none = Cluster((Node(2, 0, 0),))
+    layout = plan(make_space(search=goal), none)
+    assert (layout.fuse, layout.concurrent) == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import yaml
 from csg_ray.cli import main
 from csg_ray.results.progress import Progress
 from csg_ray.scale.lock import HEARTBEAT_SECONDS, STALE_SECONDS, BeingRunError
-from csg_ray.search_space import SearchSpace, load_search_space
+from csg_ray.search_space import Changes, SearchSpace, load_search_space
 
 Capture = pytest.CaptureFixture[str]
 SPACE = """
@@ -58,11 +58,13 @@ def scale(monkeypatch: pytest.MonkeyPatch, make_study: Callable[..., Path]) -> S
             made.rename(directory)
 
     def restore_study(
-        directory: Path, more: int, progress: Progress, verbose: bool, to: object, budget: object
+        directory: Path, changes: Changes, progress: Progress, verbose: bool, to: object
     ) -> None:
         if room.busy:
             raise room.busy.pop(0)
-        room.ran.append(("restored", directory, more, *([budget] if budget else [])))
+        budget = [changes.budget] if changes.budget else []
+        room.ran.append(("restored", directory, changes.more, *budget))
+        room.fuse = changes.fuse
 
     tuner = SimpleNamespace(run_study=run_study, restore_study=restore_study)
     monkeypatch.setitem(sys.modules, "csg_ray.scale.tuner", tuner)
@@ -113,6 +115,13 @@ def test_a_budget_that_is_spent_leaves_nothing_to_do(
     assert "The budget of 2h is spent: " in capsys.readouterr().out
     assert resume("--budget", "4h") == 0
     assert scale.ran == [("restored", Path("studies/digits"), 0, "4h")]
+
+
+def test_another_number_of_trials_in_a_process_holds_from_now_on(
+    scale: SimpleNamespace, study: Path
+) -> None:
+    assert resume("--set", "search.fuse=4") == 0
+    assert scale.fuse == 4
 
 
 @pytest.mark.parametrize(

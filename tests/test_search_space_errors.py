@@ -551,6 +551,14 @@ BAD: dict[str, tuple[dict[Any, Any], list[str]]] = {
         _mapping(resources={"workers_per_trial": 0}),
         ["resources.workers_per_trial must be an integer from 1 to 100000, not 0"],
     ),
+    "fuse": (
+        _mapping(search=_search(fuse=0)),
+        ["search.fuse must be an integer from 1 to 1000 or 'auto', not 0"],
+    ),
+    "fuse with several workers": (
+        _mapping(search=_search(fuse=4), resources={"workers_per_trial": 2}),
+        ["search.fuse is 4, but resources.workers_per_trial is 2: ", "set one of the two to 1"],
+    ),
     "gpus": (
         _mapping(resources={"gpus_per_worker": -1}),
         ["resources.gpus_per_worker must be a number from 0 to 1000, not -1"],

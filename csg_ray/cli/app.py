@@ -183,7 +183,7 @@ GpusPerWorker = Annotated[
 
 
 @app.command()
-def restore(
+def restore(  # noqa: PLR0913 - an argument for every option
     directory: Annotated[
         str, typer.Argument(metavar="DIR", help="Study or run.", show_default=False)
     ],
@@ -193,6 +193,12 @@ def restore(
         typer.Option(
             metavar="2h|16cpuh|4gpuh|none",
             help="A new budget, from now on; what is left of the study's otherwise.",
+        ),
+    ] = None,
+    fuse: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|K", help="Trials that one process trains from now on (search.fuse)."
         ),
     ] = None,
     workers: Workers = None,
@@ -212,16 +218,18 @@ def restore(
     if (place / "run.yaml").is_file():
         from csg_ray.cli.running import continue_run
 
-        for option, given in (("--log-to", log_to), ("--budget", budget)):
+        for option, given in (("--log-to", log_to), ("--budget", budget), ("--fuse", fuse)):
             if given:
                 raise UserError(f"{directory} is a run, and {option} is for studies; leave it out")
         continue_run(place, more, spread, verbose)
     else:
         from csg_ray.cli.searching import continue_study
+        from csg_ray.search_space import Changes
 
         if workers is not None:
             raise UserError(f"{directory} is a study, and --workers is for runs; leave it out")
-        continue_study(place, more, verbose, _names(log_to), budget)
+        count = int(fuse) if fuse and fuse.isdecimal() else fuse
+        continue_study(place, Changes(more, budget, count), verbose, _names(log_to))
 
 
 @app.command()

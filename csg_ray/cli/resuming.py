@@ -19,11 +19,11 @@ from csg_ray.cli.summary import summarise
 from csg_ray.config.errors import UserError
 from csg_ray.config.explain import shown
 from csg_ray.results.study import is_study, load_study
-from csg_ray.search_space import SearchSpace
+from csg_ray.search_space import Changes, SearchSpace
 from csg_ray.storage.paths import StoragePath
 
 RETRY_SECONDS = 5.0
-_MAY_CHANGE = ("search.num_trials", "search.budget")
+_MAY_CHANGE = ("search.num_trials", "search.budget", "search.fuse")
 
 
 def search_or_resume(
@@ -39,7 +39,8 @@ def search_or_resume(
 
     A launcher that restarts its job (Slurm, Kubernetes, a second `ray job submit`) can so run one
     command. More trials in the file than the study has are added to it, and another budget than
-    the study's is a new one, from now on; one that is spent leaves nothing to do.
+    the study's is a new one, from now on; one that is spent leaves nothing to do. Another
+    `search.fuse` holds from now on, too.
 
     Raises:
         UserError: the study there was begun with other settings, or somebody is at work in it.
@@ -58,11 +59,12 @@ def search_or_resume(
     if there.budget_spent and budget is None:
         summarise(there)
         return
-    _continue_when_free(directory, more, verbose, log_to, budget)
+    changes = Changes(more, budget, space.search.fuse)
+    _continue_when_free(directory, changes, verbose, log_to)
 
 
 def _continue_when_free(
-    directory: StoragePath, more: int, verbose: bool, log_to: Sequence[str], budget: str | None
+    directory: StoragePath, changes: Changes, verbose: bool, log_to: Sequence[str]
 ) -> None:
     """Go on once the lock of a driver that died on another host has gone stale."""
     from csg_ray.scale.lock import HEARTBEAT_SECONDS, STALE_SECONDS, BeingRunError
@@ -72,7 +74,7 @@ def _continue_when_free(
     say(CHECKING)
     while True:
         try:
-            restore(directory, more, verbose, log_to, budget)
+            restore(directory, changes, verbose, log_to)
         except BeingRunError as busy:
             if time.monotonic() > give_up:
                 raise

@@ -21,12 +21,13 @@ from csg_ray.config.data import DataConfig, FilesConfig
 from csg_ray.config.errors import UserError
 from csg_ray.results.export import check_new_directory, first_free
 from csg_ray.results.study import load_study
-from csg_ray.search_space import SearchSpace, load_search_space
+from csg_ray.search_space import Changes, SearchSpace, load_search_space
 from csg_ray.storage.paths import StoragePath
 
 if TYPE_CHECKING:
     from csg_ray.data.file_splits import TaskFiles
     from csg_ray.scale.cluster import Cluster
+    from csg_ray.scale.resources import Plan
 
 CHECKING = "checking data and weights, then starting Ray ..."
 
@@ -96,33 +97,26 @@ def refuse_missing_trackers(names: Sequence[str]) -> None:
 
 def continue_study(
     directory: StoragePath,
-    more: int,
+    changes: Changes,
     verbose: bool,
     log_to: Sequence[str] = (),
-    budget: str | None = None,
 ) -> None:
     """Go on with a study, then sum up."""
     refuse_missing_trackers(log_to)
-    study = load_study(directory)
-    if budget is not None:
-        study.space.with_budget(budget)
+    changes.applied_to(load_study(directory).space)
     say(CHECKING)
-    restore(directory, more, verbose, log_to, budget)
+    restore(directory, changes, verbose, log_to)
 
 
 def restore(
-    directory: StoragePath,
-    more: int,
-    verbose: bool,
-    log_to: Sequence[str] = (),
-    budget: str | None = None,
+    directory: StoragePath, changes: Changes, verbose: bool, log_to: Sequence[str] = ()
 ) -> None:
     """Go on with a study that was looked at, then sum up."""
     from csg_ray.scale.tuner import restore_study
 
     with continued_by(directory, "study.yaml"):
         prepare_study(load_study(directory).space)
-        restore_study(directory, more, watch_search(verbose), verbose, log_to, budget)
+        restore_study(directory, changes, watch_search(verbose), verbose, log_to)
     summarise(load_study(directory))
 
 
@@ -152,11 +146,7 @@ def show_plan(space: SearchSpace, space_file: Path, cluster: Cluster) -> None:
             f"{search.sampler} sampler, {search.scheduler} scheduler, "
             f"{search.repeats} training(s) per setting",
         ),
-        (
-            "at a time",
-            f"{layout.concurrent} trials, each {layout.workers} worker(s) of "
-            f"{layout.cpus_per_worker:g} CPU and {layout.gpus_per_worker:g} GPU",
-        ),
+        ("at a time", _describe_processes(space, layout)),
         ("machines", f"{layout.cluster_cpus:g} CPU, {layout.cluster_gpus:g} GPU in all"),
         (
             "disk",
@@ -169,6 +159,24 @@ def show_plan(space: SearchSpace, space_file: Path, cluster: Cluster) -> None:
         print(f"{name:>10}  {value}")
     print_notes(space.notes)
     print(f"{space_file} is valid; nothing was started")
+
+
+def _describe_processes(space: SearchSpace, layout: Plan) -> str:
+    """How many trials at a time, in how many processes of what."""
+    if layout.fuse == 1:
+        return (
+            f"{layout.concurrent} trials, each {layout.workers} worker(s) of "
+            f"{layout.cpus_per_worker:g} CPU and {layout.gpus_per_worker:g} GPU"
+        )
+    auto = space.search.fuse == "auto"
+    trials = f"{layout.processes} to {layout.concurrent}" if auto else str(layout.concurrent)
+    fused = (
+        f"up to {layout.fuse} in each, as is measured first" if auto else f"{layout.fuse} in each"
+    )
+    return (
+        f"{trials} trials in {layout.processes} process(es) of {layout.cpus_per_worker:g} CPU and "
+        f"{layout.gpus_per_worker:g} GPU, {fused} (search.fuse)"
+    )
 
 
 def data_lines(config: DataConfig) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from csg_ray.config.errors import UserError
 from csg_ray.results.selection import Rule, final_value, rank
@@ -84,10 +85,14 @@ def find_reruns(study: Study) -> list[Study]:
 
 
 def reruns_of(study: Study, space: SearchSpace) -> Study | None:
-    """The study's reruns of this very space, if they were begun."""
-    wanted = space.to_mapping()
-    found = find_reruns(study)
-    return next((e for e in found if e.space.with_budget(NO_BUDGET).to_mapping() == wanted), None)
+    """The study's reruns of this very space, if they were begun; however they are trained."""
+    wanted = _plan_aside(space)
+    return next((each for each in find_reruns(study) if _plan_aside(each.space) == wanted), None)
+
+
+def _plan_aside(space: SearchSpace) -> dict[str, Any]:
+    """A space without what changes none of its results."""
+    return space.with_budget(NO_BUDGET).with_fuse(1).to_mapping()
 
 
 def pair_up(study: Study, reruns: Study) -> list[Rerun]:

@@ -9,6 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from csg_ray.config.errors import UserError
 from csg_ray.scale.driver import LiveTrial, StudyDriver, disk_full
 from csg_ray.search_space import SearchSpace
 from csg_ray.storage.stores import StorageError
@@ -80,6 +81,9 @@ class DriverScheduler(FIFOScheduler):
             return TrialScheduler.STOP
         if "store" in result:
             self._driver.halt(StorageError(result["reason"], result["store"]))
+            return TrialScheduler.STOP
+        if "no_memory" in result:
+            self._driver.halt(UserError(result["no_memory"]))
             return TrialScheduler.STOP
         if "error" in result or "epoch" not in result:
             return TrialScheduler.CONTINUE

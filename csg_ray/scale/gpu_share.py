@@ -89,16 +89,9 @@ def train_within(
     if share == int(share):
         train()
         return
-    size = int(share * gpu.total()) - CONTEXT_BYTES
-    if size <= 0:
-        raise UserError(
-            f"resources.gpus_per_worker is {share:g}, which is {_gib(size + CONTEXT_BYTES)} of "
-            f"this GPU's memory, less than CUDA itself takes ({_gib(CONTEXT_BYTES)}); raise it"
-        )
     for attempt in range(1, ATTEMPTS + 1):
-        gpu.release()
-        free = _wait_for(size, gpu, wait_seconds)
-        gpu.limit(size)
+        size = claim(share, gpu, wait_seconds)
+        free = gpu.free()
         try:
             train()
         except torch.OutOfMemoryError as error:
@@ -113,12 +106,34 @@ def train_within(
     )
 
 
-def _wait_for(size: int, gpu: Gpu, seconds: float) -> int:
+def claim(share: float, gpu: Gpu, wait_seconds: float = WAIT_SECONDS) -> int:
+    """Bind this process to a part of one GPU; how many bytes its tensors may hold from now on.
+
+    Args:
+        share: more than 0 and less than 1.
+        gpu: whose memory it is.
+        wait_seconds: for another process to give its memory back.
+
+    Raises:
+        UserError: CUDA itself takes more.
+    """
+    size = int(share * gpu.total()) - CONTEXT_BYTES
+    if size <= 0:
+        raise UserError(
+            f"resources.gpus_per_worker is {share:g}, which is {_gib(size + CONTEXT_BYTES)} of "
+            f"this GPU's memory, less than CUDA itself takes ({_gib(CONTEXT_BYTES)}); raise it"
+        )
+    gpu.release()
+    _wait_for(size, gpu, wait_seconds)
+    gpu.limit(size)
+    return size
+
+
+def _wait_for(size: int, gpu: Gpu, seconds: float) -> None:
     """Wait until `size` bytes are free: a trial that was just stopped may still hold them."""
     deadline = time.monotonic() + seconds
-    while (free := gpu.free()) + gpu.held() < size and time.monotonic() < deadline:
+    while gpu.free() + gpu.held() < size and time.monotonic() < deadline:
         time.sleep(min(1.0, seconds / 10))
-    return free
 
 
 def _raise_if_too_large(share: float, size: int, gpu: Gpu, error: Exception) -> None:

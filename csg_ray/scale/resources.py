@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from csg_ray.models.encoders import build_encoder
 from csg_ray.models.resnet import build_resnet
 from csg_ray.results.retention import retention_rules
 from csg_ray.scale.cluster import Cluster, Node
+from csg_ray.scale.fusing import fuse_at_most
 from csg_ray.search_space import ResourcesConfig, SearchSpace, drawn_configs
 
 BYTES_PER_NUMBER = 4
@@ -26,6 +28,8 @@ BYTES_PER_NUMBER = 4
 
 # What the processes that steer a nested trial take: its actor, Ray Train's controller and barrier.
 DRIVER_BYTES = 1 << 30
+# What the process takes that follows a trial in a process of several.
+FOLLOWER_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Plan:
     """How a study will run. Bytes are of checkpoints, the bulk of a study directory.
 
     Attributes:
+        processes: that train at a time; a trial of several workers counts as one.
+        fuse: trials in one process, and with `search.fuse` auto the most that there may be.
         workers: processes that train one trial; with more than one they are a Ray Train run.
         cluster_cpus: of all machines, as `cluster_gpus`.
     """
@@ -50,6 +56,8 @@ class Plan:
     trials: int
     epochs: int
     concurrent: int
+    processes: int
+    fuse: int
     workers: int
     cpus_per_worker: int
     gpus_per_worker: float
@@ -66,8 +74,11 @@ def plan(space: SearchSpace, cluster: Cluster) -> Plan:
         UserError: one trial can never fit, with the numbers.
     """
     resources, search = space.resources, space.search
-    concurrent = _trials_at_a_time(resources, cluster)
-    concurrent = min(concurrent, search.max_concurrent or concurrent, search.num_trials)
+    most = min(search.max_concurrent or search.num_trials, search.num_trials)
+    processes = min(_trainings_at_a_time(resources, cluster), most)
+    # Each trial of a process of several has a small process of its own that follows it.
+    followers = sum(int(node.memory // FOLLOWER_BYTES) for node in cluster.nodes)
+    concurrent = max(processes, min(processes * fuse_at_most(space), most, followers))
     config = space.config_for(space.first_point())
     _check_batch(space, config)
     per_trial = checkpoint_bytes(config) * search.repeats
@@ -78,6 +89,8 @@ def plan(space: SearchSpace, cluster: Cluster) -> Plan:
         trials=search.num_trials,
         epochs=config.train.epochs,
         concurrent=concurrent,
+        processes=processes,
+        fuse=math.ceil(concurrent / processes),
         workers=resources.workers_per_trial,
         cpus_per_worker=resources.cpus_per_worker,
         gpus_per_worker=resources.gpus_per_worker,
@@ -159,7 +172,7 @@ def workers_on(node: Node, cpus: float, gpus: float) -> int:
     return min(int(node.cpus // cpus), _gpu_slots(gpus, node.gpus))
 
 
-def _trials_at_a_time(resources: ResourcesConfig, cluster: Cluster) -> int:
+def _trainings_at_a_time(resources: ResourcesConfig, cluster: Cluster) -> int:
     cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
     names = ("resources.cpus_per_worker", "resources.gpus_per_worker")
     check_worker(names, cpus, gpus, cluster)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import Any
 
-import ray
 import torch
 from ray import tune
 
-from csg_ray.config.errors import UserError
 from csg_ray.config.run import RunConfig
+from csg_ray.scale.failures import check_sees_study, failure_report
 from csg_ray.scale.gpu_share import CurrentGpu, train_within
 from csg_ray.storage.paths import StoragePath, open_path
-from csg_ray.storage.records import CHECKPOINT_FILE, DISK_FULL, read_results, write_atomically
-from csg_ray.storage.stores import StorageError
+from csg_ray.storage.records import CHECKPOINT_FILE, read_results
 from csg_ray.training.loop import Metrics, fit
 from csg_ray.training.pictures import Pictures
 from csg_ray.training.recorder import EpochRecorder
@@ -30,13 +27,13 @@ def train_trial(assignment: dict[str, Any]) -> None:
     """
     directory = open_path(assignment["directory"])
     try:
-        _check_sees_study(directory)
+        check_sees_study(directory)
         if assignment["workers"] == 1:
             _train_here(assignment, directory)
         else:
             _train_with_workers(assignment)
     except Exception as error:
-        _report_failure(directory, error)
+        tune.report(failure_report(directory, error))
 
 
 def _train_here(assignment: dict[str, Any], directory: StoragePath) -> None:
@@ -80,24 +77,3 @@ def _train_with_workers(assignment: dict[str, Any]) -> None:
         tune.report,
         assignment["known_epochs"],
     )
-
-
-def _check_sees_study(directory: StoragePath) -> None:
-    """Refuse to train on a machine that would write where nobody reads."""
-    if not (directory / "params.json").exists():
-        raise UserError(
-            f"{directory} is not visible from {ray.util.get_node_ip_address()}; put the study on "
-            "a file system that all machines share, or on an object store with --storage"
-        )
-
-
-def _report_failure(directory: StoragePath, error: Exception) -> None:
-    """Hand the reason to the driver; storage that fails pauses the study, all else this trial."""
-    if isinstance(error, StorageError):
-        tune.report({"store": error.filename, "reason": error.strerror})
-        return
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        tune.report({"disk_full": str(directory)})
-        return
-    write_atomically(directory / "error.txt", traceback.format_exc())
-    tune.report({"error": f"{type(error).__name__}: {error}"})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from ray import tune
 from ray.tune import Callback
@@ -18,10 +18,13 @@ from csg_ray.scale.adapters import (
     StartCallback,
 )
 from csg_ray.scale.driver import StudyDriver
+from csg_ray.scale.lane_actors import LeaveCallback, lane_workers
+from csg_ray.scale.lane_trial import follow_lane
 from csg_ray.scale.reclaim import reclaiming
-from csg_ray.scale.resources import DRIVER_BYTES, Plan
+from csg_ray.scale.resources import DRIVER_BYTES, FOLLOWER_BYTES, Plan
 from csg_ray.scale.trainable import train_trial
 from csg_ray.search_space import SearchSpace
+from csg_ray.training.lanes import Way
 
 
 def run_tune(
@@ -30,8 +33,11 @@ def run_tune(
     layout: Plan,
     verbose: bool,
     trackers: Sequence[Callback] = (),
+    way: Way = "in_turn",
 ) -> None:
     """Run every trial that the driver has left, and tell the trackers.
+
+    Where `layout.fuse` is above 1 so many trials at a time are trained in one process, in that way.
 
     Tune's own files go to a temporary folder that nothing reads again. It is not on the study's
     disk: when that one is full, Tune would print a traceback about its own snapshots.
@@ -40,12 +46,18 @@ def run_tune(
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
     nested = layout.workers > 1
-    with (
-        reclaiming() if nested else nullcontext(),
-        tempfile.TemporaryDirectory(prefix="csg_ray_") as scratch,
-    ):
+    trainable: Callable[..., None] = train_trial
+    callbacks: list[Callback] = [StartCallback(driver), *trackers]
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="csg_ray_"))
+        if nested:
+            stack.enter_context(reclaiming())
+        if layout.fuse > 1:
+            workers = stack.enter_context(lane_workers(layout, way))
+            trainable = tune.with_parameters(follow_lane, workers=workers)
+            callbacks.append(LeaveCallback(workers))
         tuner = tune.Tuner(
-            tune.with_resources(train_trial, _resources_of_a_trial(layout)),
+            tune.with_resources(trainable, _resources_of_a_trial(layout)),
             tune_config=tune.TuneConfig(
                 search_alg=DriverSearcher(driver, space),
                 scheduler=DriverScheduler(driver),
@@ -58,7 +70,7 @@ def run_tune(
                 name="tune",
                 storage_path=scratch,
                 stop=DriverStopper(driver),
-                callbacks=[StartCallback(driver), *trackers],
+                callbacks=callbacks,
                 # Without limit: the driver says when a trial is given up.
                 failure_config=tune.FailureConfig(max_failures=-1),
                 verbose=1 if verbose else 0,
@@ -68,13 +80,16 @@ def run_tune(
 
 
 def _resources_of_a_trial(layout: Plan) -> dict[str, float]:
-    """What Tune reserves: all of a flat trial, but of a nested one only what steers it.
+    """What Tune reserves: all of a flat trial, but of any other one only what steers or follows it.
 
-    The workers' share is reserved by Ray Train. What steers them mostly waits, so it takes memory
-    but no CPU: with one, two workers would never fit on two CPUs.
+    The share of those that train it is reserved by Ray Train, or by the process that trains several
+    trials. Its own mostly waits, so it takes memory but no CPU: with one, two workers would never
+    fit on two CPUs.
     """
     if layout.workers > 1:
         return {"cpu": 0, "memory": DRIVER_BYTES}
+    if layout.fuse > 1:
+        return {"cpu": 0, "memory": FOLLOWER_BYTES}
     resources: dict[str, float] = {"cpu": layout.cpus_per_worker}
     if layout.gpus_per_worker:
         resources["gpu"] = layout.gpus_per_worker

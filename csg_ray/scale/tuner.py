@@ -26,7 +26,7 @@ from csg_ray.scale.cluster import Cluster, check_shared, find_cluster, running
 from csg_ray.scale.driver import StudyDriver
 from csg_ray.scale.lock import StudyLock, lock_directory
 from csg_ray.scale.resources import Plan, check_models, plan
-from csg_ray.search_space import NO_BUDGET, SearchSpace
+from csg_ray.search_space import NO_BUDGET, Changes, SearchSpace
 from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import write_atomically
 
@@ -121,21 +121,19 @@ def _create(directory: Path, header: dict[str, Any]) -> None:
 
 def restore_study(
     directory: StoragePath,
-    more: int,
+    changes: Changes,
     progress: Progress,
     verbose: bool,
     log_to: Sequence[str] = (),
-    budget: str | None = None,
 ) -> None:
-    """Go on with a study from its plain files, with `more` trials on top of its total.
+    """Go on with a study from its plain files.
 
     Args:
         directory: the study's.
-        more: trials.
+        changes: what is another way from now on.
         progress: as in `run_study`, and so are `verbose` and `log_to`.
         verbose: see `progress`.
         log_to: see `progress`.
-        budget: a new one, which counts from now; None: what is left of the one it has.
 
     Raises:
         UserError: not a study, one that is running, one whose data changed, one whose budget is
@@ -145,9 +143,8 @@ def restore_study(
     with lock_directory(directory, progress.message) as lock:
         study = load_study(directory)
         header = read_yaml(directory / "study.yaml")
-        space = study.space.with_num_trials(study.space.search.num_trials + more)
-        space = space if budget is None else space.with_budget(budget)
-        if study.budget_spent and budget is None:
+        space = changes.applied_to(study.space)
+        if study.budget_spent and changes.budget is None:
             raise _spent(study)
         cluster = find_cluster(verbose)
         layout = plan(space, cluster)
@@ -155,11 +152,11 @@ def restore_study(
         changed = compare_provenance(header["provenance"], _provenance(space))
         _report_changes(directory, changed, progress)
         # The time on the wall is that of the sessions, so that with a budget each is noted.
-        if more or changed or budget or space.budget:
+        if space != study.space or changed or changes.budget or space.budget:
             header["space"] = space.to_mapping()
-            given = {"budget": budget} if budget else {}
+            given = {"budget": changes.budget} if changes.budget else {}
             header.setdefault("restores", []).append(
-                {"at": _now(), "more": more, "changed": changed} | given
+                {"at": _now(), "more": changes.more, "changed": changed} | given
             )
             header.pop("budget_spent", None)
             _write_header(directory, header)
@@ -221,12 +218,17 @@ def _drive(study: Study, means: _Means, progress: Progress, lock: StudyLock | Cl
     try:
         if driver.remaining:
             # Ray is imported only when there is work for it.
+            from csg_ray.scale.fusing import find_fusing
             from csg_ray.scale.trackers import build_trackers
             from csg_ray.scale.tune_run import run_tune
 
             trackers = build_trackers(means.log_to, space.study, progress.message, means.verbose)
             with running(means.cluster, means.verbose):
-                run_tune(driver, space, means.layout, means.verbose, trackers)
+                fusing = find_fusing(space, means.layout.fuse)
+                if space.search.fuse == "auto":
+                    progress.message(fusing.reason)
+                layout = plan(space.with_fuse(fusing.count), means.cluster)
+                run_tune(driver, space, layout, means.verbose, trackers, fusing.way)
             driver.collect_checkpoints()
         if driver.halted is None:
             if driver.out_of_budget:

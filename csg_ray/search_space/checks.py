@@ -21,6 +21,7 @@ from csg_ray.config.load import (
 from csg_ray.config.run import RunConfig
 from csg_ray.search_space.domains import Choice, Domain, Float
 from csg_ray.search_space.drawn import domains_of, searched_methods, stand_ins
+from csg_ray.search_space.settings import check_fuse
 from csg_ray.search_space.space import SearchSpace
 
 _SPEED_ONLY = ("data.workers", "data.cache", "evaluation.batch_size")
@@ -165,6 +166,7 @@ def _check_search(space: SearchSpace, configs: list[RunConfig]) -> None:
             f"search.repeats {search.repeats} trains with several seeds, so seed cannot be "
             "searched; take it out of space"
         )
+    check_fuse(search, space.resources)
     epochs = configs[0].train.epochs  # never searched, so the same in all
     if search.scheduler == "asha" and search.grace_period > epochs:
         raise UserError(

@@ -61,6 +61,11 @@ class SearchConfig(Section):
     max_concurrent: Annotated[int, Field(ge=1)] | None = Field(
         None, description="trials at a time; null: as many as the resources hold"
     )
+    fuse: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = Field(
+        1,
+        description="trials trained in one process, sharing images and the reference encoder's "
+        "work; auto measures at the start; 1: each by itself",
+    )
     keep_checkpoints: int = Field(
         3, ge=1, description="under each selection rule, so many of the best keep their checkpoint"
     )
@@ -120,6 +125,20 @@ def parse_resources(mapping: dict[Any, Any]) -> ResourcesConfig:
             "exchange gradients; set it to 1, or workers_per_trial to 1"
         )
     return resources
+
+
+def check_fuse(search: SearchConfig, resources: ResourcesConfig) -> None:
+    """Refuse several trials in one process where one trial has several.
+
+    Raises:
+        UserError: says which two settings exclude each other.
+    """
+    workers = resources.workers_per_trial
+    if search.fuse not in (1, "auto") and workers > 1:
+        raise UserError(
+            f"search.fuse is {search.fuse}, but resources.workers_per_trial is {workers}: either "
+            "one process trains several trials, or several train one; set one of the two to 1"
+        )
 
 
 def _parse_objective(where: str, objective: Any) -> Objective:

@@ -16,7 +16,7 @@ from csg_ray.config.places import absolute
 from csg_ray.config.run import SCORES, RunConfig
 from csg_ray.search_space.budget import Budget, parse_budget
 from csg_ray.search_space.domains import Branch, Choice, Domain, grid_size
-from csg_ray.search_space.settings import Objective, ResourcesConfig, SearchConfig
+from csg_ray.search_space.settings import Objective, ResourcesConfig, SearchConfig, check_fuse
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,17 @@ class SearchSpace:
                 "trial would ever spend it; give it in cpuh, or as a time such as 2h"
             )
         return self
+
+    def with_fuse(self, fuse: int | str) -> SearchSpace:
+        """The same study with another `search.fuse`, on which no result depends.
+
+        Raises:
+            UserError: neither auto nor a whole number from 1 on, or trials have several workers.
+        """
+        validate(SearchConfig, {"fuse": fuse}, "search.")
+        search = self.search.model_copy(update={"fuse": fuse})
+        check_fuse(search, self.resources)
+        return replace(self, search=search)
 
     def check_num_trials(self) -> SearchSpace:
         """Itself, if the number of trials fits the points and the grid; else UserError."""

@@ -28,6 +28,9 @@ from csg_ray.training.turns import Outcomes, in_turn, run_epoch_together
 
 logger = logging.getLogger(__name__)
 
+# How a group takes its steps.
+Way = Literal["in_turn", "stacked"]
+
 # Metrics that come with their deviation over repeats, and the deviation after a divergence.
 DEVIATIONS = {
     "mean_class_accuracy": 1.0,
@@ -141,7 +144,7 @@ class LaneGroup:
     are alike enough for it (`stack_key`), up to rounding.
     """
 
-    def __init__(self, how: Literal["in_turn", "stacked"] = "in_turn") -> None:
+    def __init__(self, how: Way = "in_turn") -> None:
         self._how = how
         self._lanes: dict[str, Lane] = {}
 

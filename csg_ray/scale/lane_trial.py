@@ -1,0 +1,130 @@
+"""A trial that is trained in another process, together with others: what is left of it for Tune.
+
+Free of torch, so that its own process starts in a second and takes little memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import ray
+from ray import tune
+from ray.exceptions import RayActorError
+
+# Of the process that trains it, each time during an epoch of this trial, without an epoch between.
+MAX_LOSSES = 3
+ANSWER_SECONDS = 5.0
+RETRY_SECONDS = 0.5
+
+Report = dict[str, Any]
+
+
+class Joined(NamedTuple):
+    """What a trial is told when it gets its lane.
+
+    Attributes:
+        reports: of epochs that the driver does not know of, or why there is no lane.
+        finished: whether there is nothing left to train.
+    """
+
+    reports: list[Report]
+    finished: bool
+
+
+def follow_lane(assignment: dict[str, Any], workers: Sequence[Any]) -> None:
+    """Have one of the workers train a trial, epoch by epoch, and pass each report on to Tune.
+
+    Args:
+        assignment: as `train_trial` takes it.
+        workers: handles of `LaneWorker` actors.
+    """
+    for report in LaneTrial(assignment, workers).reports():
+        tune.report(report)
+
+
+class LaneTrial:
+    """Follows a trial from worker to worker until it has ended.
+
+    A worker that is lost comes back, or another has a place: the trial goes on from its checkpoint.
+    The loss counts only for the trials that were being trained then, and those train their next
+    epoch alone: one that ends its process again and again fails, and no other with it.
+    """
+
+    def __init__(self, assignment: dict[str, Any], workers: Sequence[Any]) -> None:
+        self._assignment = assignment
+        self._name: str = assignment["id"]
+        self._workers = workers
+        self._known: int = assignment["known_epochs"]
+        self._losses = 0
+
+    def reports(self) -> Iterator[Report]:
+        """The reports of all epochs from the first that the driver does not know."""
+        while self._losses < MAX_LOSSES:
+            worker, joined = self._join()
+            for report in joined.reports:
+                yield self._noted(report)
+            if joined.finished:
+                return
+            while (latest := self._next(worker)) is not None:
+                yield self._noted(latest)
+                if "epoch" not in latest or self._is_last(latest):
+                    return
+        yield {"error": f"its process died {MAX_LOSSES} times in a row without a finished epoch"}
+
+    def _noted(self, report: Report) -> Report:
+        if "epoch" in report:
+            self._known, self._losses = int(report["epoch"]), 0
+        return report
+
+    def _is_last(self, report: Report) -> bool:
+        epochs = self._assignment["config"]["train"]["epochs"]
+        return bool(report["diverged"]) or report["epoch"] >= epochs
+
+    def _join(self) -> tuple[Any, Joined]:
+        """Wait for a place, in the worker with the fewest trials first."""
+        assignment = self._assignment | {"known_epochs": self._known}
+        while True:
+            for worker in self._by_load():
+                try:
+                    joined = ray.get(worker.join.remote(assignment, self._losses > 0))
+                except RayActorError:
+                    continue
+                if joined is not None:
+                    return worker, joined
+            time.sleep(RETRY_SECONDS)
+
+    def _by_load(self) -> list[Any]:
+        """The workers that answer, those with the fewest trials first.
+
+        What an earlier try of this trial has left there goes.
+        """
+        asked = [worker.leave.remote(self._name) for worker in self._workers]
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
+        loads = []
+        for index, (reference, worker) in enumerate(zip(asked, self._workers, strict=True)):
+            if reference in answered:
+                try:
+                    loads.append((ray.get(reference), self._turn(index), worker))
+                except RayActorError:
+                    continue
+        return [worker for *_, worker in sorted(loads, key=lambda load: load[:2])]
+
+    def _turn(self, index: int) -> int:
+        """Trials that start at the same time do not all go to the same worker."""
+        return (index + int(self._name)) % len(self._workers)
+
+    def _next(self, worker: Any) -> Report | None:
+        """The report of one more epoch; None if the worker, or the place in it, was lost."""
+        try:
+            if not ray.get(worker.begin.remote(self._name)):
+                return None
+        except RayActorError:
+            return None
+        try:
+            report: Report | None = ray.get(worker.end.remote(self._name))
+        except RayActorError:
+            self._losses += 1
+            return None
+        return report
