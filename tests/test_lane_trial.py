@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import RayActorError
 
 from csg_ray.scale import lane_trial
@@ -72,8 +73,8 @@ def _ray_that_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(asked: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return asked, []
 
-    monkeypatch.setattr(lane_trial.ray, "get", lambda call: call())
-    monkeypatch.setattr(lane_trial.ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", lambda call: call())
+    monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(lane_trial, "RETRY_SECONDS", 0.001)
 
 
