@@ -57,8 +57,8 @@ def hyperspherical_energies(
     """Hyperspherical energies of L2-normalised features (Liu et al. 2018; CSG, Eq. 1 and table 1).
 
     The energies are always finite: non-finite features, fewer than two features with a direction,
-    and features that are all duplicates (a collapsed encoder) get `HSE_WORST`. Time is mostly that of
-    the products of all pairs i < j. Memory is linear in N: a normalised copy and one
+    and features that are all duplicates (a collapsed encoder) get `HSE_WORST`. Time is mostly
+    that of the products of all pairs i < j. Memory is linear in N: a normalised copy and one
     tile of `block_size` x 4 `block_size` distances.
 
     Args:
