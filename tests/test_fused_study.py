@@ -71,7 +71,7 @@ def test_trials_that_share_a_process_have_their_own_numbers_even_if_it_is_killed
     torch.set_num_threads(2)
     for trial in study.trials:
         alone: list[dict[str, float]] = []
-        fit(space.config_for(trial.params), lambda metrics, *_, a=alone: a.append(metrics))  # type: ignore[misc]
+        fit(space.config_for(trial.params), lambda metrics, *_, a=alone: a.append(metrics))
         for ours, theirs in zip(trial.results, alone, strict=True):
             assert {k: v for k, v in ours.items() if k not in TIMES} == {
                 k: v for k, v in theirs.items() if k not in TIMES

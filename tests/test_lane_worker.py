@@ -69,6 +69,11 @@ async def epoch(worker: LaneWorker, name: str) -> Report | None:
     return await worker.end(name) if await worker.begin(name) else None
 
 
+async def epochs(worker: LaneWorker, names: str) -> list[Report | None]:
+    """One of each trial, asked for at the same time."""
+    return list(await asyncio.gather(*(epoch(worker, name) for name in names)))
+
+
 def test_trials_that_come_together_are_trained_together() -> None:
     keeper = Keeper()
 
@@ -76,7 +81,7 @@ def test_trials_that_come_together_are_trained_together() -> None:
         worker = LaneWorker(3, lambda: keeper)  # type: ignore[arg-type, return-value]
         await asyncio.gather(*(join(worker, name) for name in "abc"))
         for number in (1, 2):
-            reports = await asyncio.gather(*(epoch(worker, name) for name in "abc"))
+            reports = await epochs(worker, "abc")
             assert reports == [{"epoch": number}] * 3
 
     run(steps())
@@ -91,10 +96,10 @@ def test_a_trial_that_does_not_ask_is_not_trained_and_holds_nobody_up() -> None:
     async def steps() -> None:
         worker = LaneWorker(2, lambda: keeper)  # type: ignore[arg-type, return-value]
         await asyncio.gather(join(worker, "a"), join(worker, "b"))
-        await asyncio.gather(epoch(worker, "a"), epoch(worker, "b"))
+        await epochs(worker, "ab")
         await epoch(worker, "a")
         assert keeper.epochs == {"a": 2, "b": 1}
-        assert await asyncio.gather(epoch(worker, "a"), epoch(worker, "b")) == [
+        assert await epochs(worker, "ab") == [
             {"epoch": 3},
             {"epoch": 2},
         ]
@@ -149,7 +154,7 @@ def test_a_place_is_free_at_once_and_the_next_trial_takes_it() -> None:
         keeper.gate.set()
         assert await joining == Joined([], False)
         assert await going_on == {"epoch": 1}
-        await asyncio.gather(epoch(worker, "a"), epoch(worker, "c"))
+        await epochs(worker, "ac")
 
     run(steps())
     assert keeper.rounds == [["a"], ["a", "c"]]
@@ -187,7 +192,7 @@ def test_a_failed_trial_loses_its_place_and_the_other_goes_on() -> None:
         worker = LaneWorker(2, lambda: keeper)  # type: ignore[arg-type, return-value]
         await asyncio.gather(join(worker, "a"), join(worker, "b"))
         keeper.broken = {"a"}
-        reports = await asyncio.gather(epoch(worker, "a"), epoch(worker, "b"))
+        reports = await epochs(worker, "ab")
         assert reports == [{"error": "its own"}, {"epoch": 1}]
         assert await join(worker, "c") is not None
         assert await worker.leave("nobody") == 2
@@ -202,7 +207,7 @@ def test_one_that_may_end_the_process_is_trained_alone_until_it_has_an_epoch() -
         worker = LaneWorker(3, lambda: keeper)  # type: ignore[arg-type, return-value]
         await asyncio.gather(*(join(worker, name, alone=name != "a") for name in "abc"))
         for _ in range(2):
-            await asyncio.gather(*(epoch(worker, name) for name in "abc"))
+            await epochs(worker, "abc")
 
     run(steps())
     assert keeper.rounds == [["b"], ["c"], ["a"], ["a", "b", "c"]]
@@ -222,7 +227,7 @@ def test_what_is_nobodys_fault_is_raised_to_those_who_wait_and_the_rounds_go_on(
         ):
             assert isinstance(result, OSError)
         keeper.broken = set()
-        assert await asyncio.gather(epoch(worker, "a"), epoch(worker, "b")) == [{"epoch": 1}] * 2
+        assert await epochs(worker, "ab") == [{"epoch": 1}] * 2
 
     run(steps())
 
