@@ -1,9 +1,13 @@
 """Images per second and core of the input pipeline, with and without the cache of decoded images.
 
-    python benchmarks/input_pipeline.py [--images 64] [--rounds 7]
+    python benchmarks/input_pipeline.py [--images 64] [--rounds 7] [--digits-only]
 
-Two independent views at 224 with the published transforms (RandAugment N 1, M 6 at raw size,
-shorter side to 224, random crop), batches of 32, one process, one thread. Against
+First the embedded set: an epoch of `digits` (2,000 images, batches of 64, two independent views)
+and an evaluation of as many, batch by batch, against the same images one by one with Pillow: the
+same batches, to the bit.
+
+Then images in files. Two independent views at 224 with the published transforms (RandAugment N 1,
+M 6 at raw size, shorter side to 224, random crop), batches of 32, one process, one thread. Against
 `torchvision.datasets.ImageFolder` and a `DataLoader` with the same transforms written with Pillow's
 and torchvision's own parts. An image counts once, whatever the number of its views.
 
@@ -19,6 +23,9 @@ side of 256 once, before RandAugment, which deviates from the published order.
 Time is the processor time of this process, so that neighbours on the machine do not count; the
 files are in the page cache, so that the disk does not either. Variants take turns, round by round;
 medians, and the median of the ratios of each round.
+
+The last line of each kind is derived, not measured: what a CSG step of ResNet-101 would ask for on
+an H200, whose share of its peak speed is an assumption, beside what 16 cores would deliver.
 """
 
 from __future__ import annotations
@@ -40,13 +47,15 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from csg_ray.config.data import ImageFolderConfig
+from csg_ray.config.data import DigitsConfig, ImageFolderConfig
 from csg_ray.config.run import AugmentConfig, RunConfig, TrainConfig
-from csg_ray.data.epoch import train_batches
+from csg_ray.data.epoch import eval_batches, train_batches
 from csg_ray.data.files import FileList
+from csg_ray.data.load import load_splits
 from csg_ray.data.packed import pack
 from csg_ray.data.packed_images import PackedImages
 from csg_ray.data.rand_augment import OPERATIONS, RandAugment
+from csg_ray.data.splits import ClassSplit
 from csg_ray.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -65,6 +74,17 @@ CONFIG = RunConfig(  # image_folder for its 224 pixels; its folders are not read
     augment=AUGMENT,
     train=TrainConfig(batch_size=BATCH),
 )
+DIGITS = RunConfig(
+    data=DigitsConfig(),
+    augment=AUGMENT.model_copy(update={"translate": "fraction"}),
+    train=TrainConfig(batch_size=64),
+)
+# ResNet-101 takes 7.8e9 multiply-adds forward at 224. A CSG step runs the student on both views
+# and the teacher on one, and a backward pass costs two forward ones.
+STEP_FLOPS_PER_IMAGE = 2 * 7.8e9 * (3 + 2)
+H200_FLOPS = 989e12  # bfloat16, dense, by its data sheet
+ASSUMED_SHARE = 0.3
+CORES = 16
 KINDS = {"photograph.png": "PNG, photograph", "render.png": "PNG, render", "crop.jpg": "JPEG"}
 
 
@@ -72,7 +92,7 @@ KINDS = {"photograph.png": "PNG, photograph", "render.png": "PNG, render", "crop
 class Labelled:
     """A split of one class."""
 
-    source: FileList | PackedImages
+    source: FileList | PackedImages | ClassSplit
     name: str = "source_train"
     class_names: tuple[str, ...] = ("any",)
     fingerprint: str = ""
@@ -247,17 +267,51 @@ def measure(folder: Path, kind: str, bytes_per_file: float, rounds: int) -> None
         own = statistics.median(spent[name])
         share = "(not in (c))" if name == "decode" else f"{own / whole:4.0%}"
         print(f"    {name:20} {1e3 * own:6.2f} ms  {share}")
+    needed = ASSUMED_SHARE * H200_FLOPS / STEP_FLOPS_PER_IMAGE
+    print(
+        f"  derived, not measured: at {ASSUMED_SHARE:.0%} of an H200's peak a step of {BATCH} "
+        f"images needs {needed:,.0f} images/s; {CORES} cores deliver {CORES / whole:,.0f} by (c)"
+    )
+
+
+def measure_digits(rounds: int) -> None:
+    """Print the speeds of the embedded set, batch by batch and image by image."""
+    split = load_splits(DIGITS.data).source_train
+    assert isinstance(split, ClassSplit)
+    epochs = {
+        "training": lambda split, epoch: train_batches(split, DIGITS, VIEWS, epoch),
+        "evaluation": lambda split, _: eval_batches(split, DIGITS),
+    }
+    print(f"digits: {len(split)} images")
+    for name, batches in epochs.items():
+        spent: list[tuple[float, float]] = []
+        for number in range(rounds + 1):
+            # What `Labelled` hides is not known to be in memory.
+            one_by_one, batched = batches(Labelled(split), number), batches(split, number)
+            for a, b in zip(one_by_one, batched, strict=True):
+                assert all(map(torch.equal, a.views, b.views))
+            spent.append((run(one_by_one), run(batched)))
+        slow, fast = (statistics.median(times) / len(split) for times in zip(*spent, strict=True))
+        ratio = statistics.median(one / other for one, other in spent)
+        print(
+            f"  {name:10}  one by one {1 / slow:8,.0f} images/s ({1e6 * slow:.0f} us each), "
+            f"batched {1 / fast:9,.0f} images/s ({1e6 * fast:.0f} us each), {ratio:.1f} x"
+        )
 
 
 def main() -> None:
-    """Print images per second for every kind of files."""
+    """Print images per second of the embedded set, and for every kind of files."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=64, help="of each kind, a multiple of 32")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--png-size", type=int, nargs=2, default=(500, 400))
     parser.add_argument("--jpeg-sides", type=int, nargs=2, default=(100, 500))
+    parser.add_argument("--digits-only", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    measure_digits(options.rounds)
+    if options.digits_only:
+        return
     drawn = np.random.default_rng(1)
     low, high = options.jpeg_sides
     for kind in KINDS:

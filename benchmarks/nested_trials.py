@@ -44,9 +44,7 @@ class Watcher:
         self.started: dict[str, float] = {}
         self.ended: dict[str, float] = {}
 
-    def study_started(
-        self, study: str, directory: Path, num_trials: int, epochs: int, metric: str, mode: str
-    ) -> None:
+    def study_started(self, **about: Any) -> None:
         """Not of interest."""
 
     def trial_updated(self, update: TrialUpdate) -> None:

@@ -4,7 +4,7 @@
 
 The table is what `study_cost.py` replays searches over. Its first row is the space's first
 warm-start point, the published settings; the others are drawn uniformly by a seed of their own. A
-line each, written when its training has ended, so that it can be ended and gone on with at any time.
+line each, written when its training has ended, so that it can be stopped and gone on with.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Is a search worse when TPE sees only a part of its finished trials, and how much time is saved?
 
     python benchmarks/sampler_limit.py [--trials 3000] [--seeds 10] [--limits 250 1000]
+        [--at-a-time 100]
     python benchmarks/sampler_limit.py --two-objectives --trials 1500 --limits 250
 
-Simulated studies (`synthetic.py`; ASHA, 100 trials at a time) on equal seeds, once with every
-finished trial shown to TPE and once for each limit. Printed are means with the 95 % interval of the
-paired difference to `all` (Student's t): of `found`, the noise-free accuracy of the pick, or, with
-two objectives, the area that the completed trials dominate; and of `late`, the mean noise-free
-accuracy of the settings proposed in the last third, pruned ones included.
+Simulated studies (`synthetic.py`; ASHA) on equal seeds, once with every trial shown to TPE and once
+for each limit on the finished ones. Printed are means with the 95 % interval
+of the paired difference to `all` (Student's t): of `found`, the noise-free accuracy of the pick,
+or, with two objectives, the area that the completed trials dominate; and of `late`, the mean
+noise-free accuracy of the settings proposed in the last third, pruned ones included.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from csg_ray.scale.halving import SuccessiveHalving
 from csg_ray.search_space import SearchSpace, load_search_space, parse_search_space
 
 ENERGY = "target_val/hse"
-AT_A_TIME = 100
 EPOCHS = 9
 ALL = 10**9
 
@@ -91,15 +91,16 @@ def dominated_area(points: list[tuple[float, float]]) -> float:
     return area
 
 
-def search(limit: int, seed: int, trials: int, two: bool) -> tuple[float, float, float]:
+def search(limit: int, space: SearchSpace, at_a_time: int) -> tuple[float, float, float]:
     """What was found, what was proposed late, seconds of asking."""
-    light = Light(make_space(seed, trials, two), limit)
-    clock = simulate(light, trials, AT_A_TIME, EPOCHS)
+    trials, two = space.search.num_trials, len(space.objectives) > 1
+    light = Light(space, limit)
+    clock = simulate(light, trials, at_a_time, EPOCHS)
     late = statistics.fmean(light.proposed[-trials // 3 :])
     found = max(light.completed)[1]
     if two:
         found = dominated_area([(high, low) for _, high, low in light.completed])
-    return found, late, sum(clock.seconds["ask"])
+    return found, late, sum(clock.cpu["ask"])
 
 
 def interval(differences: list[float]) -> str:
@@ -114,14 +115,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--at-a-time", type=int, default=100)
     parser.add_argument("--limits", type=int, nargs="+", default=[250, 1000])
     parser.add_argument("--two-objectives", action="store_true")
     options = parser.parse_args()
     limits = [ALL, *options.limits]
     runs: dict[int, list[tuple[float, float, float]]] = {limit: [] for limit in limits}
     for seed in range(options.seeds):
+        space = make_space(seed, options.trials, options.two_objectives)
         for limit in limits:
-            runs[limit].append(search(limit, seed, options.trials, options.two_objectives))
+            runs[limit].append(search(limit, space, options.at_a_time))
             print(f"# seed {seed} limit {limit}: {runs[limit][-1]}", flush=True)
     print(f"{'shown':>8} {'found':>8} {'late':>8} {'ask ms':>8}   found - all's       late - all's")
     for limit in limits:

@@ -51,19 +51,23 @@ class HypersphericalEnergies:
 
 
 @torch.no_grad()
-def hyperspherical_energies(features: Tensor, block_size: int = 2048) -> HypersphericalEnergies:
+def hyperspherical_energies(
+    features: Tensor, block_size: int | None = None
+) -> HypersphericalEnergies:
     """Hyperspherical energies of L2-normalised features (Liu et al. 2018; CSG, Eq. 1 and table 1).
 
     The energies are always finite: non-finite features, fewer than two features with a direction,
-    and features that are all duplicates (a collapsed encoder) get `HSE_WORST`. Memory is linear in
-    N: a normalised copy and one tile of `block_size` x `block_size` distances.
+    and features that are all duplicates (a collapsed encoder) get `HSE_WORST`. Time is mostly
+    that of the products of all pairs i < j. Memory is linear in N: a normalised copy and one
+    tile of `block_size` x 4 `block_size` distances.
 
     Args:
         features: (N, C), on any device and of any float type; need not be normalised.
-        block_size: rows of a block; a matter of speed and memory only.
+        block_size: rows of a tile, a matter of speed and memory only; by default what suits the
+            device.
     """
     features = features.float()
-    lengths = torch.linalg.vector_norm(features, ord=torch.inf, dim=1, keepdim=True)
+    lengths = torch.maximum(features.amax(dim=1, keepdim=True), -features.amin(dim=1, keepdim=True))
     if not bool(lengths.isfinite().all()):
         return _worst_energies(duplicates=0, zero_rows=0)
     usable = lengths.squeeze(1) > 0
@@ -73,22 +77,17 @@ def hyperspherical_energies(features: Tensor, block_size: int = 2048) -> Hypersp
     unit /= torch.linalg.vector_norm(unit, dim=1, keepdim=True)
     zero_rows = len(features) - len(unit)
 
-    sums = torch.zeros(3, dtype=torch.float64, device=unit.device)
-    fillers = duplicates = pairs = 0
     with torch.autocast(unit.device.type, enabled=False), _full_float32_matmul():
-        for tile, tile_pairs, tile_duplicates in _distance_tiles(unit, block_size):
-            pairs += tile_pairs - tile_duplicates
-            duplicates += tile_duplicates
-            fillers += tile.numel() - tile_pairs + tile_duplicates
-            sums += _energy_sums(tile)
-    if pairs == 0:
+        sums, duplicates = _sums_over_pairs(unit, block_size or _default_block_size(unit))
+    pairs = len(unit) * (len(unit) - 1) // 2 - duplicates
+    if pairs <= 0:
         return _worst_energies(duplicates, zero_rows)
-    power0, power1, power2 = sums.tolist()
+    power0, power1, power2 = (sums / pairs).tolist()
     return HypersphericalEnergies(
-        power0=power0 / pairs,
-        power0_distance=power0 / pairs / 2,
-        power1=(power1 - fillers) / pairs,
-        power2=(power2 - fillers) / pairs,
+        power0=power0,
+        power0_distance=power0 / 2,
+        power1=power1,
+        power2=power2,
         duplicates=duplicates,
         zero_rows=zero_rows,
         pairs=pairs,
@@ -146,29 +145,82 @@ def _full_float32_matmul() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def _distance_tiles(unit: Tensor, block_size: int) -> Iterator[tuple[Tensor, int, int]]:
-    """Squared distances of all pairs i < j of unit vectors (N, C), tile by tile.
+def _default_block_size(unit: Tensor) -> int:
+    """On a CPU a tile stays in its cache; a GPU has many cores to fill."""
+    return 256 if unit.device.type == "cpu" else 1024
 
-    Yields:
-        A tile in which everything but the pairs to average holds 1 (which adds a known amount to
-        every sum), its number of pairs i < j, and how many of them are duplicates.
+
+def _sums_over_pairs(unit: Tensor, block_size: int) -> tuple[Tensor, int]:
+    """Sums of ln(1 / d^2), 1 / d, 1 / d^2 over the pairs i < j of unit vectors (N, C).
+
+    A block of rows meets itself, then everything after it, tile by tile. The tiles are summed as
+    if no pair were near; the rows of a tile where one was are left out and done again with care.
+    Which they are is asked once for all tiles of a block: a GPU need not wait after every tile.
+
+    Returns:
+        The sums, float64 (3,), without duplicates, and the number of those.
     """
-    two = unit.new_full((), 2.0)
-    blocks = [unit[start : start + block_size] for start in range(0, len(unit), block_size)]
-    for first, rows in enumerate(blocks):
-        for second, columns in enumerate(blocks[first:], start=first):
-            tile = torch.addmm(two, rows, columns.T, alpha=-2)
-            pairs = tile.numel()
-            if first == second:
-                tile.masked_fill_(torch.ones_like(tile, dtype=torch.bool).tril_(), 1.0)
-                pairs = len(rows) * (len(rows) - 1) // 2
-            duplicates = 0
-            if bool(tile.amin() < _NEAR_SQUARED_DISTANCE):
-                _recompute_near(tile, rows, columns)
-                is_duplicate = tile < DUPLICATE_SQUARED_DISTANCE
-                duplicates = int(is_duplicate.sum())
-                tile.masked_fill_(is_duplicate, 1.0)
-            yield tile, pairs, duplicates
+    sums = unit.new_zeros(3, dtype=torch.float64)
+    duplicates = 0
+    width = 4 * block_size
+    memory = unit.new_empty(block_size * min(width, len(unit)))
+    for start in range(0, len(unit), block_size):
+        rows = unit[start : start + block_size]
+        after = [unit[at : at + width] for at in range(start + block_size, len(unit), width)]
+        parts = [_careful_sums(rows, rows, ordered=True)]
+        near = unit.new_zeros(len(after), len(rows), dtype=torch.bool)
+        for columns, is_near in zip(after, near, strict=True):
+            tile = memory[: len(rows) * len(columns)].view(len(rows), len(columns))
+            _squared_distances(rows, columns, out=tile)
+            torch.lt(tile.amin(dim=1), _NEAR_SQUARED_DISTANCE, out=is_near)
+            far = torch.where(is_near, 0.0, _fast_row_sums(tile))
+            sums += far.sum(dim=1, dtype=torch.float64)
+        for index in near.any(dim=1).nonzero().flatten().tolist():
+            parts.append(_careful_sums(rows[near[index]], after[index], ordered=False))
+        for part_sums, part_duplicates in parts:
+            sums += part_sums
+            duplicates += part_duplicates
+    return sums, duplicates
+
+
+def _squared_distances(rows: Tensor, columns: Tensor, out: Tensor | None = None) -> Tensor:
+    """2 - 2 cos of unit vectors (R, C) and (S, C): (R, S)."""
+    return torch.addmm(rows.new_full((), 2.0), rows, columns.T, alpha=-2, out=out)
+
+
+def _fast_row_sums(tile: Tensor) -> Tensor:
+    """Sums over rows of squared distances, none near: ln(1 / d^2), 1 / d, 1 / d^2; (3, R).
+
+    Overwrites the tile. Only rows are summed in float32 (pairwise, so to the last digit or two): a
+    float64 copy of every tile would cost more than all of this.
+    """
+    inverse = tile.rsqrt_()
+    # A logarithm costs ten times a product, and a product of 16 has one: 1 / d is between 1/2 and
+    # 32, so it neither over- nor underflows.
+    products, rest = inverse.tensor_split([inverse.shape[1] // 16 * 16], dim=1)
+    logs = products.unflatten(1, (16, products.shape[1] // 16)).prod(dim=1).log().sum(dim=1)  # type: ignore[no-untyped-call]
+    logs += rest.log().sum(dim=1)
+    squares = torch.linalg.vector_norm(inverse, dim=1).square_()
+    return torch.stack([2 * logs, inverse.sum(dim=1), squares])
+
+
+def _careful_sums(rows: Tensor, columns: Tensor, ordered: bool) -> tuple[Tensor, int]:
+    """Sums as of `_sums_over_pairs`, with near pairs in float64; and the duplicates among them.
+
+    Args:
+        rows: (R, C).
+        columns: (S, C).
+        ordered: rows and columns are the same; only pairs i < j count.
+    """
+    tile = _squared_distances(rows, columns)
+    if ordered:
+        tile.masked_fill_(torch.ones_like(tile, dtype=torch.bool).tril_(), torch.inf)
+    _recompute_near(tile, rows, columns)
+    duplicates = int((tile < DUPLICATE_SQUARED_DISTANCE).sum())
+    squares = tile[(tile >= DUPLICATE_SQUARED_DISTANCE) & tile.isfinite()].double()
+    return torch.stack(
+        [-squares.log().sum(), squares.rsqrt().sum(), squares.reciprocal().sum()]
+    ), duplicates
 
 
 def _recompute_near(tile: Tensor, rows: Tensor, columns: Tensor) -> None:
@@ -187,16 +239,6 @@ def _recompute_near(tile: Tensor, rows: Tensor, columns: Tensor) -> None:
     exact = (2 - 2 * exact_rows @ exact_columns.T).to(tile.dtype)
     part = (row_index, column_index)
     tile[part] = torch.where(near[part], exact, tile[part])
-
-
-def _energy_sums(tile: Tensor) -> Tensor:
-    """Sums over a tile of squared distances: ln(1 / d^2), 1 / d, 1 / d^2; in float64, (3,)."""
-    log_rows = tile.log().sum(dim=1)
-    inverse = tile.rsqrt_()
-    rows = torch.stack([-log_rows, inverse.sum(dim=1), inverse.square_().sum(dim=1)])
-    # Only the rows of a tile are summed in float32 (pairwise, so to its last digit or two): a
-    # float64 copy of every tile would cost as much as the matrix product.
-    return rows.sum(dim=1, dtype=torch.float64)
 
 
 class ConfusionMatrix:

@@ -29,6 +29,12 @@ os.environ |= {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Glyphs are rendered once for all tests and the processes that they start."""
+    os.environ["CSG_RAY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared_ray() -> Iterator[None]:
     """One Ray for all tests of the session; its start counts against no test's own time."""

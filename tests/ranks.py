@@ -78,15 +78,13 @@ def train(name: str) -> dict[str, Any]:
     config = config_of(name)
     training = Training(config, splits_of(config), torch.device("cpu"))
     losses: list[float] = []
-    healthy = training._is_healthy
+    judge = training.guard.judge
 
-    def noted(loss: torch.Tensor) -> bool:
-        from csg_ray.distributed import sum_over_ranks
+    def noted(loss: torch.Tensor, norm: torch.Tensor, step: int) -> torch.Tensor:
+        losses.append(float(loss))
+        return judge(loss, norm, step)
 
-        losses.append(float(sum_over_ranks(loss)))
-        return healthy(loss)
-
-    training._is_healthy = noted  # type: ignore[method-assign]
+    training.guard.judge = noted  # type: ignore[method-assign]
     metrics = [training.run_epoch(epoch) for epoch in (1, 2)]
     for each in metrics:
         del each["images_per_second"]

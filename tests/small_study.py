@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from csg_ray.results.cost import Meter
 from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.selection import RULES
 from csg_ray.results.study import Study
@@ -36,6 +37,7 @@ class Recorder:
         epochs: int,
         metric: str,
         mode: str,
+        meter: Meter,
     ) -> None: ...
 
     def trial_updated(self, update: TrialUpdate) -> None:

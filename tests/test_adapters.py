@@ -8,6 +8,7 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from csg_ray.config.errors import UserError
+from csg_ray.results.cost import Meter
 from csg_ray.results.progress import TrialUpdate
 from csg_ray.scale.adapters import DriverScheduler, DriverSearcher, DriverStopper
 from csg_ray.scale.driver import StudyDriver
@@ -26,6 +27,7 @@ class Silent:
         epochs: int,
         metric: str,
         mode: str,
+        meter: Meter,
     ) -> None: ...
 
     def trial_updated(self, update: TrialUpdate) -> None: ...

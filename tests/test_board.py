@@ -11,6 +11,7 @@ import pytest
 
 from csg_ray.cli.board import RUNNING_STATES, Board, describe_scores, score_of
 from csg_ray.cli.console import choose_rows
+from csg_ray.results.cost import Meter
 from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.selection import Outcome, rank
 
@@ -49,7 +50,7 @@ def shuffled_lives(draws: random.Random) -> list[TrialUpdate]:
 def test_it_counts_as_if_it_counted_anew(seed: int, mode: Literal["max", "min"]) -> None:
     clock = SimpleNamespace(now=0.0)
     board = Board(clock=lambda: clock.now)
-    board.start("s", Path(), 100, EPOCHS, ACCURACY, mode)
+    board.start("s", Path(), 100, EPOCHS, ACCURACY, mode, Meter())
     newest: dict[str, TrialUpdate] = {}
     earlier = 0.0
     for update in shuffled_lives(random.Random(seed)):

@@ -16,6 +16,7 @@ import yaml
 
 from csg_ray.cli import main
 from csg_ray.config.errors import UserError
+from csg_ray.results.cost import Meter, describe_seconds
 from csg_ray.results.progress import Progress, TrialUpdate
 from csg_ray.search_space import SearchSpace
 
@@ -75,15 +76,29 @@ def test_best_lists_the_completed_trials_best_first(study: Path, capsys: Capture
     out = capsys.readouterr().out
     rows = [words for words in words_of(out) if words and words[0][:3] == "000"]
     assert rows == [
-        ["0003", "completed", "3", "0.712", "0.400", "0.900", "0.3", "8"],
-        ["0004", "completed", "3", "0.650", "0.300", "0.990", "0.4", "9"],
-        ["0005", "completed", "3", "0.610", "0.500", "0.850", "0.5", "10"],
-        ["0001", "(warm", "start)", "completed", "3", "0.600", "0.700", "0.950", "0.1", "6"],
+        ["0003", "completed", "3", "0.712", "0.400", "0.900", "3", "min", "0.3", "8"],
+        ["0004", "completed", "3", "0.650", "0.300", "0.990", "3", "min", "0.4", "9"],
+        ["0005", "completed", "3", "0.610", "0.500", "0.850", "3", "min", "0.5", "10"],
+        [
+            "0001",
+            "(warm",
+            "start)",
+            *rows[0][1:3],
+            "0.600",
+            "0.700",
+            "0.950",
+            "3",
+            "min",
+            "0.1",
+            "6",
+        ],
     ]
     assert "loss_weight" in out
     assert "selected with target labels" in out
     # Energy ranks 4 2 1 3 against accuracy ranks 1 4 3 2: rho = 1 - 6 * (9 + 4 + 4 + 1) / 60.
     assert "HSE and accuracy over 4 completed trials: Spearman -0.80 (95 % interval" in out
+    # Four trials of three epochs of a minute, and one of one.
+    assert "\nCost: 13 min of training, 0.22 CPU h; 13 epochs of 15 without a scheduler.\n" in out
     assert "next: csg-ray export studies/digits digits.yaml --by target_val\n" in out
 
 
@@ -262,6 +277,7 @@ def scale(monkeypatch: pytest.MonkeyPatch, make_study: MakeStudy) -> SimpleNames
             epochs=3,
             metric="target_val/mean_class_accuracy",
             mode="max",
+            meter=Meter(),
         )
         progress.study_finished()
         room.ending()
@@ -327,6 +343,7 @@ def test_search_ends_with_the_winner_and_the_next_commands(
         "Against the published settings, trial 0001 "
         "(accuracy 0.600, HSE 0.700 on target_val, epoch 3): accuracy +11.2 points, HSE -0.300.",
         out.splitlines()[8],
+        "Cost: 13 min of training, 0.22 CPU h; 13 epochs of 15 without a scheduler.",
         "",
         "Next:",
         "  csg-ray best studies/digits",
@@ -792,7 +809,7 @@ def update(trial_id: str, state: str, epoch: int, accuracy: float | None = None)
     metrics: dict[str, Any] = {}
     if accuracy is not None:
         metrics = {"target_val/mean_class_accuracy": accuracy, "target_val/hse": 1 - accuracy}
-    return TrialUpdate(trial_id, state, epoch, metrics)
+    return TrialUpdate(trial_id, state, epoch, metrics, seconds=10.0 * epoch)
 
 
 @pytest.fixture
@@ -807,7 +824,9 @@ def test_plain_progress_has_a_line_per_trial_and_rare_signs_of_life(
 
     lines: list[str] = []
     progress = PlainProgress(write=lines.append, clock=lambda: clock.now)
-    progress.study_started("digits", Path("d"), 4, 3, "target_val/mean_class_accuracy", "max")
+    progress.study_started(
+        "digits", Path("d"), 4, 3, "target_val/mean_class_accuracy", "max", Meter()
+    )
     progress.trial_updated(update("0001", "pending", 0))
     for epoch in (1, 2, 3):
         clock.now += 10
@@ -821,11 +840,11 @@ def test_plain_progress_has_a_line_per_trial_and_rare_signs_of_life(
 
     assert lines == [
         "study digits in d: 4 trials of up to 3 epochs",
-        "0/4 finished, 1 running, about 2 min left",
-        "trial 0001 completed at epoch 3/3: accuracy 0.300, HSE 0.700 * | 1/4 finished, 0 running, "
-        "best accuracy 0.300 (trial 0001), about 2 min left",
-        "trial 0002 stopped at epoch 1/3: accuracy 0.900, HSE 0.100 | 2/4 finished, 0 running, "
-        "best accuracy 0.300 (trial 0001), about 45 s left",
+        "0/4 finished, 1 running, cost 30 s, about 2 min left",
+        "trial 0001 completed at epoch 3/3: accuracy 0.300, HSE 0.700, 30 s * | 1/4 finished, "
+        "0 running, best accuracy 0.300 (trial 0001), cost 30 s, about 2 min left",
+        "trial 0002 stopped at epoch 1/3: accuracy 0.900, HSE 0.100, 10 s | 2/4 finished, "
+        "0 running, best accuracy 0.300 (trial 0001), cost 40 s, about 45 s left",
         "something happened",
     ]
 
@@ -834,7 +853,7 @@ def test_time_left_ignores_what_an_earlier_session_did(clock: SimpleNamespace) -
     from csg_ray.cli.board import Board
 
     board = Board(clock=lambda: clock.now)
-    board.start("digits", Path("d"), 4, 2, "target_val/mean_class_accuracy", "max")
+    board.start("digits", Path("d"), 4, 2, "target_val/mean_class_accuracy", "max", Meter())
     assert board.take(update("0001", "completed", 2, 0.5)) is False
     assert board.seconds_left() is None
     board.take(update("0002", "running", 0))
@@ -856,7 +875,9 @@ def test_the_live_table_fits_the_terminal_and_keeps_what_matters() -> None:
 
     console = Console(width=80, height=14, record=True, force_terminal=True, file=sys.stderr)
     progress = LiveProgress(console)
-    progress.study_started("digits", Path("d"), 40, 3, "target_val/mean_class_accuracy", "max")
+    progress.study_started(
+        "digits", Path("d"), 40, 3, "target_val/mean_class_accuracy", "max", Meter()
+    )
     progress.trial_updated(update("0001", "completed", 3, 0.8))
     for number in range(2, 20):
         progress.trial_updated(update(f"{number:04d}", "stopped", 1, 0.2))
@@ -864,7 +885,8 @@ def test_the_live_table_fits_the_terminal_and_keeps_what_matters() -> None:
     progress.study_finished()
 
     text = "".join(segment.text for segment in console.render(progress.render()))
-    ids = [words[0] for words in words_of(text) if words and words[0][:2] == "00"]
+    table = "\n".join(line for line in text.splitlines() if "│" in line)
+    ids = [words[0] for words in words_of(table) if words[0][:2] == "00"]
     assert ids == ["0001", "0016", "0017", "0018", "0019", "0020"]
     assert "14 more" in text
     assert "0001 *" in text
@@ -872,7 +894,7 @@ def test_the_live_table_fits_the_terminal_and_keeps_what_matters() -> None:
 
 
 def test_durations_and_sizes_are_short() -> None:
-    from csg_ray.cli.board import describe_bytes, describe_seconds
+    from csg_ray.cli.board import describe_bytes
 
     assert [describe_seconds(s) for s in (0.1, 59, 60, 5399, 5400)] == [
         "1 s",

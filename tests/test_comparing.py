@@ -85,6 +85,24 @@ def test_a_metric_that_one_seed_lacks_is_no_mean_of_the_others(tmp_path: Path) -
     assert comparison.rows[0].value("target_val/hse") is not None
 
 
+def test_the_time_of_a_training_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
+    runs = [_run(tmp_path / f"s{seed}", {"seed": seed}) for seed in (1, 2)]
+    whole = _run(tmp_path / "whole", {"method.name": "vanilla"})
+    for place, seconds in zip((*runs, whole), (100.0, 200.0, 3000.0), strict=True):
+        line = json.loads((place / "result.json").read_text())
+        (place / "result.json").write_text(json.dumps(line | {"seconds": seconds}) + "\n")
+    assert _cells("time of a", *runs, whole) == ("50 min", "2 min")
+    assert "All trainings of these rows took 55 min." in _told(*runs, whole)
+
+
+def test_the_time_of_trainings_that_were_not_timed_is_not_told(tmp_path: Path) -> None:
+    timed, old = _run(tmp_path / "a", {"seed": 1}), _run(tmp_path / "b", {"method.name": "asg"})
+    line = json.loads((timed / "result.json").read_text())
+    (timed / "result.json").write_text(json.dumps(line | {"seconds": 100.0}) + "\n")
+    assert _cells("time of a", timed, old) == ("-", "2 min")
+    assert not any("trainings of these rows took" in each for each in _told(timed, old))
+
+
 def test_augmentations_are_worded(tmp_path: Path) -> None:
     settings: list[dict[str, Any]] = [
         PLAIN,

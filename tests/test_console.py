@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from csg_ray.cli.console import LiveProgress, PlainProgress
+from csg_ray.results.cost import Meter
 from csg_ray.results.progress import TrialUpdate
 
 
@@ -48,7 +49,9 @@ def test_a_failed_trial_says_why() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     plain = PlainProgress(write=lines.append, clock=lambda: 0.0)
     for progress in (plain, LiveProgress(console)):
-        progress.study_started("digits", Path("d"), 4, 3, "target_val/mean_class_accuracy", "max")
+        progress.study_started(
+            "digits", Path("d"), 4, 3, "target_val/mean_class_accuracy", "max", Meter()
+        )
         progress.trial_updated(TrialUpdate("0001", "failed", reason="of an earlier session"))
         for number, reason in enumerate(("no [red] kernel\nat all", "x " * 300, ""), start=2):
             progress.trial_updated(TrialUpdate(f"{number:04d}", "running"))

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig
@@ -16,6 +15,7 @@ from csg_ray.contrastive.negative_queue import NegativeQueue
 from csg_ray.data.loader import Batch
 from csg_ray.methods.base import two_layer_head
 from csg_ray.methods.csg import CSG
+from device_reads import CountReads
 
 BATCH = 4
 ONE_VIEW = AugmentConfig(num_ops=0)
@@ -272,16 +272,6 @@ def test_non_finite_keys_never_enter() -> None:
     _step(method)
     assert _queue(method, 4).negatives.isfinite().all()
     assert _queue(method, 4).num_filled == BATCH
-
-
-class CountReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts how often a number of a tensor is asked for, which waits for the device."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
 
 
 def test_keys_enter_without_waiting_for_the_device() -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from csg_ray.config.errors import UserError
+from csg_ray.results.cost import Meter
 from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.study import load_study
 from csg_ray.scale.driver import LiveTrial, StudyDriver
@@ -39,6 +40,7 @@ class Recorder:
         epochs: int,
         metric: str,
         mode: str,
+        meter: Meter,
     ) -> None: ...
 
     def message(self, text: str) -> None: ...

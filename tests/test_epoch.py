@@ -15,9 +15,8 @@ from torch import Generator, Tensor
 from csg_ray.config.data import DigitScenesConfig, DigitsConfig
 from csg_ray.config.methods import CSGConfig
 from csg_ray.config.run import AugmentConfig, EvaluationConfig, ModelConfig, RunConfig, TrainConfig
+from csg_ray.data.draws import draw_key, occurrence
 from csg_ray.data.epoch import (
-    _key,
-    _occurrence,
     eval_batches,
     scene_transform,
     steps_per_epoch,
@@ -265,13 +264,13 @@ def test_occurrence_counts_what_stood_before(values: Any) -> None:
     for value in values:
         expected.append(seen[value])
         seen[value] += 1
-    assert _occurrence(torch.tensor(values, dtype=torch.int64)).tolist() == expected
+    assert occurrence(torch.tensor(values, dtype=torch.int64)).tolist() == expected
 
 
 def test_every_draw_and_view_has_a_key_of_its_own() -> None:
-    keys = {_key(draw, 10, view) for draw in range(50) for view in range(3)}
+    keys = {draw_key(draw, 10, view) for draw in range(50) for view in range(3)}
     assert len(keys) == 150
-    assert _key(7, 10, 1) == "7/1"
+    assert draw_key(7, 10, 1) == "7/1"
 
 
 def test_evaluation_has_whole_scenes_in_order(scenes: SceneSplit) -> None:

@@ -68,6 +68,16 @@ def test_an_exported_trial_loads_as_its_run_config(
         },
         "seed": 0,
         "repeats": 1,
+        "cost": {
+            "trial_seconds": 180.0,
+            "search": {
+                "training_hours": 0.05,
+                "cpu_hours": 0.05,
+                "gpu_hours": 0.0,
+                "epochs": 3,
+                "epochs_at_full_budget": 3,
+            },
+        },
         **study.provenance,
     }
 
@@ -226,6 +236,8 @@ def test_the_table_reads_back(make_study_at: Callable[..., StoragePath]) -> None
         ("0003", None, "failed"),
     ]
     assert [row["target_val/mean_class_accuracy"] for row in rows] == [0.2, 0.4, 0.6, 0.2, None]
+    assert [row["seconds"] for row in rows] == [60.0] * 4 + [None]
+    assert [row["trial_seconds"] for row in rows] == [180.0] * 3 + [60.0, 0.0]
     assert [row["param/augment.magnitude"] for row in rows] == [6, 6, 6, 7, 8]
     assert table.schema.field("param/augment.magnitude").type == pa.int64()
     assert table.schema.field("param/method.loss_weight").type == pa.float64()

@@ -17,7 +17,7 @@ from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.study import load_study
 from csg_ray.scale.driver import StudyDriver
 from csg_ray.scale.tuner import restore_study, run_study
-from csg_ray.search_space import parse_search_space
+from csg_ray.search_space import Changes, parse_search_space
 from csg_ray.storage.paths import StoragePath
 from csg_ray.training.loop import fit
 from small_study import Command, Recorder, assert_whole, space_mapping
@@ -133,7 +133,7 @@ def test_the_driver_is_killed_and_the_study_goes_on_with_each_trial_by_itself(
     search.process.wait()
     before = {t.id: [dict(line) for line in t.results] for t in load_study(directory).trials}
 
-    restore_study(directory, 0, Recorder(), verbose=False, fuse=1)
+    restore_study(directory, Changes(fuse=1), Recorder(), verbose=False)
 
     study = load_study(directory)
     assert study.space.search.fuse == 1

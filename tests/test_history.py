@@ -141,6 +141,7 @@ def test_whoever_is_at_work_is_shown_and_nothing_shown_can_be_changed() -> None:
     asked = [study.ask() for _ in range(9)]
     running = study.get_trials(states=[TrialState.RUNNING])
     assert [trial.number for trial in running] == [trial.number for trial in asked]
+    assert study.get_trials(states=(TrialState.WAITING,)) == []
     running[0].params["x"] = 7.0
     assert "x" not in study.get_trials(states=[TrialState.RUNNING])[0].params
     study.tell(asked[8], 1.0)  # now a finished one comes after those at work
@@ -148,3 +149,12 @@ def test_whoever_is_at_work_is_shown_and_nothing_shown_can_be_changed() -> None:
     assert numbers == sorted(numbers)
     assert {50, 58} < set(numbers)
     assert asked[-1].number == 58, "numbers count all trials, shown or not"
+
+
+def test_a_queued_trial_is_found_behind_any_number_at_work() -> None:
+    study = make_study(limit=5, num_best=2)
+    study.enqueue_trial({"x": 0.5})
+    study.enqueue_trial({"x": 0.25})
+    for _ in range(20):
+        study.add_trial(create_trial(state=TrialState.RUNNING))
+    assert [study.ask().suggest_float("x", 0, 1) for _ in range(2)] == [0.5, 0.25]

@@ -30,7 +30,7 @@ from lanes_alone import (
 )
 from method_settings import method_config
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(120)
 
 CONFIGS = {
     "published": config_of(),
@@ -43,6 +43,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.timeout(240)
 def test_every_lane_has_the_numbers_that_it_has_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

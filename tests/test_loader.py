@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Generator, Tensor
 from torchvision import transforms
 
-from csg_ray.config.data import DigitsConfig
+from csg_ray.config.data import DigitsConfig, ImageFolderConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.run import AugmentConfig, EvaluationConfig, RunConfig, TrainConfig
 from csg_ray.data.epoch import eval_batches, train_batches
-from csg_ray.data.loader import Batch, Batches
+from csg_ray.data.loader import Batch, Batches, num_loaders
 from csg_ray.data.splits import ArraySplit
 from csg_ray.data.transforms import build_eval_transform, build_train_transform, normalise
 
@@ -158,6 +158,27 @@ def test_batches_are_pinned_for_cuda(
     held = {id(tensor) for each in batches for tensor in (*each.views, each.labels, each.indices)}
     assert held == {id(tensor) for tensor in pinned}
     assert len(pinned) == 4 * (4 if views == "independent" else 3)
+
+
+@pytest.mark.parametrize(
+    ("threads", "device", "files", "expected"),
+    [
+        (8, "cuda", True, 7),
+        (1, "cuda", True, 0),
+        (64, "cuda", True, 16),
+        (8, "cuda", False, 0),
+        (8, "cpu", True, 0),
+        (8, None, True, 0),
+    ],
+)
+def test_auto_leaves_the_training_on_a_gpu_a_processor(
+    threads: int, device: str | None, files: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    config = ImageFolderConfig(source="-", target="-") if files else DigitsConfig()
+    place = None if device is None else torch.device(device)
+    assert num_loaders(config, place) == expected
+    assert num_loaders(config.model_copy(update={"workers": 3}), place) == 3
 
 
 def test_global_generators_stay_untouched(split: ArraySplit) -> None:

@@ -5,6 +5,7 @@ import random
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 from csg_ray.config.data import DataConfig, DigitsConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig, VanillaConfig
-from csg_ray.config.run import ModelConfig, RunConfig, TrainConfig
+from csg_ray.config.run import ComputeConfig, ModelConfig, RunConfig, TrainConfig
+from csg_ray.data.epoch import train_batches
 from csg_ray.data.load import load_splits
 from csg_ray.data.loader import Batch
 from csg_ray.data.splits import ArraySplit, DomainSplits
@@ -24,10 +26,13 @@ from csg_ray.methods.base import StepOutput
 from csg_ray.methods.csg import CSG
 from csg_ray.methods.vanilla import Vanilla
 from csg_ray.metrics import HSE_WORST
+from csg_ray.models.precision import float32_products
 from csg_ray.seeding import sub_seed
 from csg_ray.storage.checkpoint import load_checkpoint
 from csg_ray.training import loop
-from csg_ray.training.loop import DivergedError, Metrics, Training, fit
+from csg_ray.training.guard import DivergedError, StepGuard
+from csg_ray.training.loop import Metrics, Training, fit
+from device_reads import CountReads
 
 SPLIT_METRICS = (
     "mean_class_accuracy",
@@ -345,3 +350,71 @@ def test_training_learns() -> None:
     # Ten classes: a guess costs ln 10 = 2.30.
     assert reports[0]["train/loss"] > 2.2
     assert reports[-1]["train/loss"] < 2.0
+
+
+@pytest.mark.parametrize("value", [1.0, math.nan])
+def test_a_guard_that_is_read_late_changes_no_number(
+    monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    Sabotage(monkeypatch, {2, 5}, value)
+    config = _config(method=VanillaConfig())
+    now = _collect(config)
+    late = partial(StepGuard, read_every=50)
+    monkeypatch.setattr(
+        loop, "StepGuard", lambda norm, row, device, read_every: late(norm, row, device)
+    )
+    Sabotage(monkeypatch, {2, 5}, value)
+    assert [_timeless(report) for report in _collect(config)] == [_timeless(each) for each in now]
+
+
+def test_a_step_does_not_wait_for_the_device() -> None:
+    config = _config()
+    training = Training(config, load_splits(config.data), torch.device("cpu"))
+    training.guard = StepGuard(1e4, 20, training.device, read_every=50)
+    batches = list(train_batches(training.splits.source_train, config, 2, epoch=1))
+    with CountReads() as reads:  # type: ignore[no-untyped-call]
+        for batch in batches:
+            training._train_step(batch)
+        assert reads.count == 0
+        training.guard.take_skipped(training.step)
+        assert reads.count == 1
+
+
+@pytest.mark.timeout(60)  # many processors emulate bfloat16
+def test_in_bfloat16_only_the_maps_are_rounded() -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        config = _config(compute=ComputeConfig(precision=precision))
+        training = Training(config, load_splits(config.data), torch.device("cpu"))
+        batch = next(iter(train_batches(training.splits.source_train, config, 2, epoch=1)))
+        maps = training.method.features(batch.views[0])
+        assert maps[4].dtype == torch.float32
+        exact = maps[4].equal(maps[4].bfloat16().float())
+        assert exact == (precision == "bf16")
+        losses[precision] = float(training.method.training_loss(batch).loss.detach())
+        training._train_step(batch)
+        states = (training.method.state_dict(), training.optimizer.state_dict())
+        tensors = [t for state in states for t in _tensors(state)]
+        assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.float32}
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    if isinstance(state, Tensor):
+        return [state]
+    if isinstance(state, dict):
+        return [tensor for value in state.values() for tensor in _tensors(value)]
+    if isinstance(state, list | tuple):
+        return [tensor for value in state for tensor in _tensors(value)]
+    return []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_products_of_float32_are_what_the_precision_says_and_put_back(precision: Any) -> None:
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    with float32_products(precision):
+        chosen = {backend.fp32_precision for backend in backends}
+    assert chosen == {"tf32" if precision == "tf32" else "ieee"}
+    assert [backend.fp32_precision for backend in backends] == before

@@ -173,16 +173,16 @@ def test_hse_multiplies_without_tf32_and_puts_the_setting_back(
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     seen = []
 
-    def recording_addmm(*operands: Tensor, alpha: float) -> Tensor:
+    def recording_addmm(*operands: Tensor, alpha: float, out: Tensor | None) -> Tensor:
         seen.append([backend.fp32_precision for backend in backends])
-        return original(*operands, alpha=alpha)
+        return original(*operands, alpha=alpha, out=out)
 
     original = torch.addmm
     monkeypatch.setattr(torch, "addmm", recording_addmm)
     torch.set_float32_matmul_precision("medium")
     try:
-        hyperspherical_energies(relu_features(10, 4))
-        assert seen == [["ieee", "ieee"]]
+        hyperspherical_energies(relu_features(10, 4), block_size=8)
+        assert seen == [["ieee", "ieee"]] * 3  # two squares on the diagonal and what lies between
         assert [backend.fp32_precision for backend in backends] == ["tf32", "bf16"]
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -198,6 +198,63 @@ def test_hse_of_many_rows_equals_the_full_matrix_in_float64(block_size: int) -> 
     assert energies.power0 == pytest.approx(float(-squares.log().mean()), rel=1e-6)
     assert energies.power1 == pytest.approx(float((1 / squares.sqrt()).mean()), rel=1e-6)
     assert energies.power2 == pytest.approx(float((1 / squares).mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-2])
+def test_hse_with_one_near_pair_is_exact_there_and_equal_elsewhere(distance: float) -> None:
+    features = relu_features(150, 16)
+    features[140] = features[3] * 2
+    features[140, 0] += distance
+    energies = hyperspherical_energies(features, block_size=8)
+    assert energies.duplicates == (distance < 1e-2)
+    assert_equal_to_loop(energies, features, rel=1e-6)
+
+
+def test_hse_multiplies_many_close_pairs_without_overflow() -> None:
+    """All pairs just above what is computed in float64: the largest factors a product gets."""
+    side = 0.0225
+    features = torch.cat([torch.ones(200, 1), side * torch.eye(200)], dim=1)
+    square = 2 * side**2 / (1 + side**2)
+    assert 1e-3 < square < 1.02e-3
+    energies = hyperspherical_energies(features, block_size=16)
+    expected = (-math.log(square), square**-0.5, 1 / square)
+    assert (energies.power0, energies.power1, energies.power2) == pytest.approx(expected, rel=1e-3)
+
+
+def test_hse_of_antipodal_crowds_multiplies_without_underflow() -> None:
+    features = torch.cat([torch.ones(300, 1), 0.1 * torch.eye(300)], dim=1)
+    features[150:, 0] *= -1
+    near, far = 2 * 0.01 / 1.01, 2 + 2 / 1.01
+    alike = 2 * (150 * 149 // 2) / (300 * 299 // 2)
+    energies = hyperspherical_energies(features, block_size=16)
+    expected = [
+        alike * of(near) + (1 - alike) * of(far)
+        for of in (lambda d: -math.log(d), lambda d: d**-0.5, lambda d: 1 / d)
+    ]
+    assert [energies.power0, energies.power1, energies.power2] == pytest.approx(expected, rel=1e-4)
+
+
+def test_hse_multiplies_one_triangle_and_the_near_rows_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Work is counted, not timed: (N + block) / 2 products a row where all of them are N."""
+    products = 0
+
+    def counting_addmm(*operands: Tensor, alpha: float, out: Tensor | None) -> Tensor:
+        nonlocal products
+        tile = original(*operands, alpha=alpha, out=out)
+        products += tile.numel()
+        return tile
+
+    original = torch.addmm
+    monkeypatch.setattr(torch, "addmm", counting_addmm)
+    features = relu_features(1000, 32)
+    hyperspherical_energies(features, block_size=50)
+    assert products == 1000 * (1000 + 50) // 2
+    features[900] = features[100]
+    products = 0
+    hyperspherical_energies(features, block_size=50)
+    assert products == 1000 * (1000 + 50) // 2 + 200  # one row of one tile
 
 
 def test_hse_does_not_change_its_input_or_keep_a_graph() -> None:

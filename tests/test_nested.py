@@ -17,7 +17,7 @@ from csg_ray.results.study import load_study
 from csg_ray.scale.driver import StudyDriver
 from csg_ray.scale.reclaim import _groups_of_this_job, remove_orphans
 from csg_ray.scale.tuner import restore_study, run_study
-from csg_ray.search_space import SearchSpace, parse_search_space
+from csg_ray.search_space import Changes, SearchSpace, parse_search_space
 from csg_ray.training.loop import fit
 from small_study import Command, Recorder, assert_whole, space_mapping
 
@@ -84,7 +84,7 @@ def test_the_driver_is_killed_with_nested_trials_running(shared_ray: None, tmp_p
     search.process.wait()
     before = lines.read_text().splitlines()
 
-    restore_study(directory, 0, Recorder(), verbose=False)
+    restore_study(directory, Changes(), Recorder(), verbose=False)
 
     assert_whole(load_study(directory), 2)
     assert all(trial.epoch == 4 for trial in load_study(directory).trials)

@@ -138,7 +138,7 @@ def test_a_study_without_times_has_no_cost_and_is_reported_all_the_same(study: S
     old = replace(study, trials=tuple(without_seconds(trial) for trial in study.trials))
     assert study_cost(old) is None
     assert "cost" not in figures_of(old)
-    assert "CPU hours" not in render_page(build_report(old))
+    assert "CPU h" not in render_page(build_report(old))
 
 
 def test_slices_show_each_setting_over_its_whole_range(study: Study) -> None:
@@ -282,7 +282,7 @@ def test_what_the_page_says(study: Study) -> None:
     assert "accuracy of the best trial, 0003; selected with target labels" in text
     assert "accuracy of the published settings, trial 0001 (HSE 0.700)" in text
     assert "Against the published settings: accuracy +11.2 points, HSE -0.300." in text
-    assert "0.20 h of training: 0.20 CPU hours, 0.00 GPU hours; 12 epochs of 15" in text
+    assert "12 min of training: 0.2 CPU h; 12 epochs of 15 without a scheduler" in text
     assert "trials: 3 completed, 1 stopped, 1 diverged" in text
     assert "of equal trials the earliest is picked" in text
     assert "selected with target labels" in text
@@ -317,7 +317,7 @@ def test_the_rows_of_the_picks_and_of_the_trials(study: Study) -> None:
     ] in rows
     trials = [row for row in rows if row and row[0][:3] == "000"]
     assert [row[0] for row in trials] == ["0003", "0004", "0001 (warm start)", "0002", "0005"]
-    assert trials[0] == ["0003", "completed", "3", "0.712", "0.400", "0.900", "3.0", "0.3", "8"]
+    assert trials[0] == ["0003", "completed", "3", "0.712", "0.400", "0.900", "3 min", "0.3", "8"]
 
 
 def test_text_of_a_study_is_text_and_no_markup(make_study: MakeStudy) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from csg_ray.config.data import DigitsConfig, ImageFolderConfig
 from csg_ray.config.errors import UserError
 from csg_ray.methods import build_method
 from csg_ray.scale.cluster import Cluster, Node
@@ -18,6 +19,7 @@ from csg_ray.scale.resources import (
     check_models,
     check_workers,
     checkpoint_bytes,
+    cpus_for_loaders,
     plan,
 )
 from csg_ray.search_space import SearchSpace, parse_search_space
@@ -297,3 +299,27 @@ def test_every_grid_of_patches_in_the_space_is_tried(
     else:
         with pytest.raises(UserError, match="which does not divide maps of"):
             check_models(searched)
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "nodes", "cpus"),
+    [
+        (3, 1, [(8, 1)], 3),
+        (0, 1, [(8, 1)], 1),
+        ("auto", 0, [(8, 1)], 1),
+        ("auto", 1, [(8, 0), (32, 4)], 8),
+        ("auto", 2, [(32, 4)], 16),
+        ("auto", 1, [(96, 8), (16, 2)], 8),
+        ("auto", 1, [(64, 1)], 17),
+        ("auto", 1, [(1, 2)], 1),
+        ("auto", 2, [(8, 1)], 1),  # refused later, as it fits nowhere
+    ],
+)
+def test_a_gpu_comes_with_its_share_of_processors(
+    workers: Any, gpus: int, nodes: list[tuple[int, int]], cpus: int
+) -> None:
+    cluster = Cluster(tuple(Node(*node) for node in nodes))
+    files = ImageFolderConfig(source="-", target="-", workers=workers)
+    assert cpus_for_loaders(files, gpus, cluster) == cpus
+    if workers == "auto":
+        assert cpus_for_loaders(DigitsConfig(), gpus, cluster) == 1

@@ -14,7 +14,7 @@ import yaml
 from csg_ray.cli import main
 from csg_ray.results.progress import Progress
 from csg_ray.scale.lock import HEARTBEAT_SECONDS, STALE_SECONDS, BeingRunError
-from csg_ray.search_space import SearchSpace, load_search_space
+from csg_ray.search_space import Changes, SearchSpace, load_search_space
 
 Capture = pytest.CaptureFixture[str]
 SPACE = """
@@ -58,17 +58,13 @@ def scale(monkeypatch: pytest.MonkeyPatch, make_study: Callable[..., Path]) -> S
             made.rename(directory)
 
     def restore_study(
-        directory: Path,
-        more: int,
-        progress: Progress,
-        verbose: bool,
-        log_to: object,
-        fuse: int | str | None,
+        directory: Path, changes: Changes, progress: Progress, verbose: bool, to: object
     ) -> None:
         if room.busy:
             raise room.busy.pop(0)
-        room.ran.append(("restored", directory, more))
-        room.fuse = fuse
+        budget = [changes.budget] if changes.budget else []
+        room.ran.append(("restored", directory, changes.more, *budget))
+        room.fuse = changes.fuse
 
     tuner = SimpleNamespace(run_study=run_study, restore_study=restore_study)
     monkeypatch.setitem(sys.modules, "csg_ray.scale.tuner", tuner)
@@ -100,6 +96,25 @@ def test_more_trials_are_added_and_fewer_ignored(
 ) -> None:
     assert resume("--trials", str(trials)) == 0
     assert scale.ran == [("restored", Path("studies/digits"), more)]
+
+
+def test_another_budget_is_a_new_one(scale: SimpleNamespace, study: Path) -> None:
+    assert resume("--budget", "2h") == 0
+    assert scale.ran == [("restored", Path("studies/digits"), 0, "2h")]
+
+
+def test_a_budget_that_is_spent_leaves_nothing_to_do(
+    scale: SimpleNamespace, study: Path, capsys: Capture
+) -> None:
+    file = study / "study.yaml"
+    header = yaml.safe_load(file.read_text()) | {"budget_spent": "2026-01-01T00:00:00+00:00"}
+    header["space"]["search"]["budget"] = "2h"
+    file.write_text(yaml.safe_dump(header))
+    assert resume("--budget", "2h") == 0
+    assert scale.ran == []
+    assert "The budget of 2h is spent: " in capsys.readouterr().out
+    assert resume("--budget", "4h") == 0
+    assert scale.ran == [("restored", Path("studies/digits"), 0, "4h")]
 
 
 def test_another_number_of_trials_in_a_process_holds_from_now_on(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from csg_ray.results.cost import Meter
 from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.retention import BestTrials, retention_rules
 from csg_ray.results.selection import RULES, Candidate, Outcome, Rule
@@ -49,6 +50,7 @@ class Messages:
         epochs: int,
         metric: str,
         mode: str,
+        meter: Meter,
     ) -> None: ...
 
     def trial_updated(self, update: TrialUpdate) -> None: ...
@@ -292,7 +294,7 @@ def test_the_end_of_a_study_collects_what_a_process_wrote_after_its_trial(
     machine = Cluster((Node(1, 0),))
     lock = StudyLock(tmp_path)
     means = _Means(machine, plan(space, machine), log_to=(), verbose=False)
-    _drive(space, tmp_path, means, Messages(), lock)
+    _drive(load_study(tmp_path), means, Messages(), lock)
     assert load_study(tmp_path).trial("0001").state == "failed"
     assert checkpoints(tmp_path) == set()
 

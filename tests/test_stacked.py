@@ -19,7 +19,7 @@ from csg_ray.training.stacked import _Queue, stack_key
 from lanes_alone import assert_same, config_of, differences, end_of, group_of, lane_of
 from method_settings import method_config
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(120)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
@@ -241,4 +241,5 @@ def test_queues_in_a_stack_are_queues(size: int) -> None:
                 each.enqueue(own)
     for k, each in enumerate(plain):
         assert queue.keys[k].equal(each.keys)
-        assert (queue.pointers[k], queue.num_filled[k]) == (each.pointer, each.num_filled)
+        numbers = int(queue.pointers[k]), int(queue.num_filled[k])
+        assert numbers == (each.pointer, each.num_filled)

@@ -9,11 +9,13 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.samplers import BaseSampler, TPESampler
 from optuna.samplers._tpe.sampler import default_gamma
 from optuna.trial import TrialState
 
 from csg_ray.results.study import Trial
 from csg_ray.scale.suggestions import SHOWN_TRIALS, TPE_BEST, Suggestions, _build_sampler
+from csg_ray.scale.tpe import RememberingTPE
 from csg_ray.search_space import Choice, SearchSpace, parse_search_space
 from csg_ray.seeding import sub_seed
 
@@ -140,6 +142,31 @@ def test_same_seed_same_suggestions() -> None:
     assert run(0) != run(1)
 
 
+def _optuna_sampler(name: str, seed: int) -> BaseSampler:
+    if name == "tpe":
+        return TPESampler(seed=seed, n_startup_trials=10, constant_liar=True)
+    return _build_sampler(name, seed, 60)
+
+
+def test_tpe_asks_for_numbers_by_the_method_that_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[int] = []
+    replaced = RememberingTPE._get_internal_repr
+
+    def noted(self: RememberingTPE, trials: list[Any], *others: Any) -> dict[str, Any]:
+        called.append(len(trials))
+        return replaced(self, trials, *others)
+
+    monkeypatch.setattr(RememberingTPE, "_get_internal_repr", noted)
+    suggestions = Suggestions(make_space())
+    for i in range(8):
+        suggestion = suggestions.ask()
+        assert suggestion is not None
+        suggestions.tell(suggestion.number, "completed", lines(i / 10))
+    assert sum(called) > 0, "Optuna has changed: TPE is no longer made cheap"
+
+
 @pytest.mark.parametrize(
     ("sampler", "several"),
     [("tpe", False), ("tpe", True), ("nsga2", False), ("nsga2", True), ("random", False)],
@@ -153,7 +180,7 @@ def test_decisions_are_those_of_optuna_alone(sampler: str, several: bool) -> Non
     seed = sub_seed(space.search.seed, "sampler/0") % 2**32
     plain = optuna.create_study(
         directions=["maximize", "minimize"] if several else ["maximize"],
-        sampler=_build_sampler(sampler, seed, 60),
+        sampler=_optuna_sampler(sampler, seed),
     )
     for point in space.points_to_evaluate:
         plain.enqueue_trial(point)

@@ -158,7 +158,9 @@ def test_the_trackers_that_are_named_reach_a_search_and_a_restore(
         asked.append(("search", log_to))
         write_study(directory, ("completed", [(0.6, 0.7, 0.95)] * 3))
 
-    def restore_study(directory: Path, more: int, progress: Any, verbose: bool, to: Any) -> None:
+    def restore_study(
+        directory: Path, more: int, progress: Any, verbose: bool, to: Any, budget: Any
+    ) -> None:
         asked.append((f"restore {more}", to))
 
     tuner = SimpleNamespace(run_study=run_study, restore_study=restore_study)

@@ -25,6 +25,7 @@ from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.study import load_study
 from csg_ray.scale.lock import StudyLock
 from csg_ray.scale.tuner import restore_study, run_study
+from csg_ray.search_space import Changes
 from csg_ray.storage.paths import StoragePath
 from small_study import Command, Recorder, assert_whole, small_space, space_mapping
 
@@ -100,7 +101,7 @@ def test_extended_from_plain_files_alone_with_a_changed_version(study_copy: Path
     }
     edit_header(study_copy, lambda h: h["provenance"]["versions"].update(torch="1.0.0"))
     progress = Recorder()
-    restore_study(study_copy, 1, progress, verbose=False)
+    restore_study(study_copy, Changes(more=1), progress, verbose=False)
     assert_whole(load_study(study_copy), 3)
     assert load_study(study_copy).space.search.num_trials == 3
     assert all(path.read_bytes() == content for path, content in old.items())
@@ -113,13 +114,13 @@ def test_extended_from_plain_files_alone_with_a_changed_version(study_copy: Path
 def test_data_that_changed_is_refused(study_copy: Path) -> None:
     text = edit_header(study_copy, lambda h: h["provenance"].update(data_sha256="0" * 64))
     with pytest.raises(UserError, match=f"the data of study {study_copy} has changed"):
-        restore_study(study_copy, 1, Recorder(), verbose=False)
+        restore_study(study_copy, Changes(more=1), Recorder(), verbose=False)
     assert (study_copy / "study.yaml").read_text() == text
 
 
 def test_a_second_driver_is_refused(study_copy: Path) -> None:
     with StudyLock(study_copy), pytest.raises(UserError, match="is being run by process"):
-        restore_study(study_copy, 1, Recorder(), verbose=False)
+        restore_study(study_copy, Changes(more=1), Recorder(), verbose=False)
 
 
 def test_a_crashing_trial_fails_alone(
@@ -186,7 +187,7 @@ def test_interrupted_bereaved_killed_and_restored(
     restore.process.wait()
 
     before = {t.id: [dict(line) for line in t.results] for t in load_study(directory).trials}
-    restore_study(directory, 0, Recorder(), verbose=False)
+    restore_study(directory, Changes(), Recorder(), verbose=False)
     study = load_study(directory)
     assert_whole(study, 4)
     assert all(trial.epoch == 5 for trial in study.trials)
@@ -270,5 +271,5 @@ def test_a_full_disk_pauses_the_study_and_it_restores(
     assert any(trial.state == "unfinished" for trial in load_study(directory).trials)
 
     filler.unlink()
-    restore_study(directory, 0, Recorder(), verbose=False)
+    restore_study(directory, Changes(), Recorder(), verbose=False)
     assert_whole(load_study(directory), 4)

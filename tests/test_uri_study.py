@@ -18,6 +18,7 @@ from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.study import load_study
 from csg_ray.scale import claims
 from csg_ray.scale.tuner import restore_study, run_study
+from csg_ray.search_space import Changes
 from csg_ray.storage.ledger import read_ledger
 from csg_ray.storage.paths import RemotePath
 from csg_ray.storage.stores import StorageError
@@ -61,7 +62,7 @@ def test_a_head_lost_with_its_disk_costs_no_trial_and_no_finished_epoch(
     assert sum(trial.epoch for trial in before) >= 7
 
     monkeypatch.chdir(tmp_path)
-    restore_study(study, 0, Recorder(), verbose=False)
+    restore_study(study, Changes(), Recorder(), verbose=False)
     whole = load_study(study)
     assert_whole(whole, 4)
     assert all(trial.epoch == 5 for trial in whole.trials)
@@ -114,6 +115,6 @@ def test_a_store_that_goes_away_pauses_the_study_and_it_restores(
     assert "unfinished" in states
 
     progress = Recorder()
-    restore_study(uri / "s", 0, progress, verbose=False)
+    restore_study(uri / "s", Changes(), progress, verbose=False)
     assert_whole(load_study(uri / "s"), 4)
     assert "has a claim on" in progress.messages[0]

@@ -56,6 +56,13 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Change a setting of the file; repeatable."),
 ]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="2h|16cpuh|4gpuh",
+        help="End when so much time has passed, or CPUs or GPUs were busy so long.",
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of every process.")]
 Base = Annotated[
     str | None, typer.Option("--storage", metavar="URI", help="Where to put it instead of here.")
@@ -88,9 +95,10 @@ def _options(
 
 
 @app.command()
-def search(
+def search(  # noqa: PLR0913 - an argument for every option
     space_file: SpaceFile,
     trials: Trials = None,
+    budget: Budget = None,
     settings: Settings = None,
     study: Annotated[
         str | None,
@@ -110,7 +118,13 @@ def search(
         from csg_ray.cli.searching import run_search as begin
 
     new, base = _new_place("--study", study, storage)
-    begin(space_file, trials, settings or [], new, base, verbose, _names(log_to))
+    changed = _with_budget(settings, budget)
+    begin(space_file, trials, changed, new, base, verbose, _names(log_to))
+
+
+def _with_budget(settings: list[str] | None, budget: str | None) -> list[str]:
+    """What is changed of a file; --budget is short for one of them, and wins."""
+    return (settings or []) + ([] if budget is None else [f"search.budget={budget}"])
 
 
 def _names(trackers: list[Tracker] | None) -> list[str]:
@@ -147,6 +161,7 @@ def check(
         typer.Argument(metavar="[SPACE_FILE]", help="Search-space YAML.", show_default=False),
     ] = None,
     trials: Trials = None,
+    budget: Budget = None,
     settings: Settings = None,
     cluster: Annotated[
         Path | None, typer.Option(metavar="CLUSTER.yaml", help="Cluster file of ray up.")
@@ -155,7 +170,7 @@ def check(
     """Validate a search-space file, a cluster file, or one against the other; start nothing."""
     from csg_ray.cli.checking import check_files
 
-    check_files(space_file, trials, settings or [], cluster)
+    check_files(space_file, trials, _with_budget(settings, budget), cluster)
 
 
 Workers = Annotated[int | None, typer.Option(min=1, help="Train on so many processes with Ray.")]
@@ -168,11 +183,18 @@ GpusPerWorker = Annotated[
 
 
 @app.command()
-def restore(
+def restore(  # noqa: PLR0913 - an argument for every option
     directory: Annotated[
         str, typer.Argument(metavar="DIR", help="Study or run.", show_default=False)
     ],
     more: Annotated[int, typer.Option(min=0, help="Trials on top of the study's total.")] = 0,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="2h|16cpuh|4gpuh|none",
+            help="A new budget, from now on; what is left of the study's otherwise.",
+        ),
+    ] = None,
     fuse: Annotated[
         str | None,
         typer.Option(
@@ -196,17 +218,18 @@ def restore(
     if (place / "run.yaml").is_file():
         from csg_ray.cli.running import continue_run
 
-        for option, value in (("--log-to", log_to), ("--fuse", fuse)):
-            if value:
+        for option, given in (("--log-to", log_to), ("--budget", budget), ("--fuse", fuse)):
+            if given:
                 raise UserError(f"{directory} is a run, and {option} is for studies; leave it out")
         continue_run(place, more, spread, verbose)
     else:
         from csg_ray.cli.searching import continue_study
+        from csg_ray.search_space import Changes
 
         if workers is not None:
             raise UserError(f"{directory} is a study, and --workers is for runs; leave it out")
         count = int(fuse) if fuse and fuse.isdecimal() else fuse
-        continue_study(place, more, verbose, _names(log_to), count)
+        continue_study(place, Changes(more, budget, count), verbose, _names(log_to))
 
 
 @app.command()

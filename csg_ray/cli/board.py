@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from csg_ray.results.cost import Meter, describe_cost, describe_seconds
 from csg_ray.results.progress import TrialUpdate
 from csg_ray.results.selection import RULES, SCORE_NAMES, Outcome, rank_key
 from csg_ray.results.study import ENERGY
@@ -43,6 +44,8 @@ class Board:
         self._done = 0  # in epochs; a trial that has ended counts with all of them
         self._best: tuple[tuple[float, int, str], TrialUpdate] | None = None
         self._clock = clock
+        self._meter = Meter()
+        self._seconds: float | None = 0.0  # of all trials; None: not measured in all
         self._began = clock()
         self._done_before = 0
 
@@ -54,11 +57,13 @@ class Board:
         epochs: int,
         metric: str,
         mode: str,
+        meter: Meter,
     ) -> None:
         """A search begins or goes on."""
         self.study, self.directory = study, directory
         self.num_trials, self.epochs = num_trials, epochs
         self.metric, self.mode = metric, "min" if mode == "min" else "max"
+        self._meter = meter
         self._began = self._clock()
 
     def take(self, update: TrialUpdate) -> bool:
@@ -82,8 +87,19 @@ class Board:
         """The leading trial of those that had their full budget."""
         return None if self._best is None else self._best[1]
 
+    def cost(self, update: TrialUpdate) -> str:
+        """What a trial has cost so far; a dash before its first epoch."""
+        return describe_cost(update.seconds or None, self._meter.resources)
+
     def seconds_left(self) -> float | None:
-        """Time to the end at the pace so far; None before there is any pace."""
+        """Time to the end at the pace so far: of the trials, or of the budget if it comes first.
+
+        None before there is any pace.
+        """
+        ends = (self._seconds_of_trials(), self._meter.seconds_left())
+        return min((end for end in ends if end is not None), default=None)
+
+    def _seconds_of_trials(self) -> float | None:
         here = self._done - self._done_before
         if here <= 0 or not self.num_trials:
             return None
@@ -91,7 +107,7 @@ class Board:
         return (self._clock() - self._began) * max(0, left) / here
 
     def standing(self) -> str:
-        """One line: finished, running, best, time left."""
+        """One line: finished, running, best, cost, time left."""
         parts = [f"{self.finished}/{self.num_trials} finished", f"{self.running} running"]
         best = self.best()
         if best is not None:
@@ -99,12 +115,20 @@ class Board:
                 f"best {LABELS.get(self.metric, self.metric)} "
                 f"{best.metrics[self.metric]:.3f} (trial {best.id})"
             )
-        left = self.seconds_left()
+        if self._seconds:
+            parts.append(f"cost {describe_cost(self._seconds, self._meter.resources)}")
+        left, budget = self.seconds_left(), self._meter.seconds_left()
         if left is not None and self.finished < self.num_trials:
-            parts.append(f"about {describe_seconds(left)} left")
+            # The clock has gone on between the two.
+            of = f" of {self._meter.budget}" if budget is not None and budget <= left else ""
+            parts.append(f"about {describe_seconds(left)} left{of}")
         return ", ".join(parts)
 
     def _count(self, update: TrialUpdate, times: int) -> None:
+        if self._seconds is not None and update.seconds is not None:
+            self._seconds += times * update.seconds
+        else:
+            self._seconds = None
         self._done += times * self._epochs_done(update)
         if update.state in RUNNING_STATES:
             self.running += times * (update.state == "running")
@@ -122,15 +146,6 @@ class Board:
         if update.state not in RUNNING_STATES:
             return self._epochs_each
         return min(update.epoch, self.epochs)
-
-
-def describe_seconds(seconds: float) -> str:
-    """A duration in the unit that fits: 40 s, 7 min, 3.2 h."""
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 5400:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def describe_bytes(count: float) -> str:

@@ -22,6 +22,7 @@ from csg_ray.cli.board import (
     score_of,
 )
 from csg_ray.cli.guard import say
+from csg_ray.results.cost import Meter
 from csg_ray.results.progress import Progress, TrialUpdate
 from csg_ray.results.study import ENERGY
 from csg_ray.storage.paths import StoragePath
@@ -65,10 +66,14 @@ class PlainProgress:
         epochs: int,
         metric: str,
         mode: str,
+        meter: Meter,
     ) -> None:
         """Say what begins."""
-        self._board.start(study, directory, num_trials, epochs, metric, mode)
-        self._say(f"study {study} in {directory}: {num_trials} trials of up to {epochs} epochs")
+        self._board.start(study, directory, num_trials, epochs, metric, mode, meter)
+        budget = "" if meter.budget is None else f", budget {meter.budget.meaning}"
+        self._say(
+            f"study {study} in {directory}: {num_trials} trials of up to {epochs} epochs{budget}"
+        )
 
     def trial_updated(self, update: TrialUpdate) -> None:
         """A line when a trial ends, or when there has been none for a while."""
@@ -86,7 +91,7 @@ class PlainProgress:
             return describe_reason(update.reason)
         best = self._board.best()
         star = " *" if best is not None and best.id == update.id else ""
-        return f"{describe_scores(update.metrics)}{star}"
+        return f"{describe_scores(update.metrics)}, {self._board.cost(update)}{star}"
 
     def message(self, text: str) -> None:
         """Pass a sentence on."""
@@ -121,9 +126,10 @@ class LiveProgress:
         epochs: int,
         metric: str,
         mode: str,
+        meter: Meter,
     ) -> None:
         """Show the empty table."""
-        self._board.start(study, directory, num_trials, epochs, metric, mode)
+        self._board.start(study, directory, num_trials, epochs, metric, mode, meter)
         self._live.start()
 
     def trial_updated(self, update: TrialUpdate) -> None:
@@ -153,6 +159,7 @@ class LiveProgress:
         table.add_column("epoch", justify="right")
         table.add_column(LABELS.get(first, first), justify="right")
         table.add_column("HSE", justify="right")
+        table.add_column("cost", justify="right")
         best = board.best()
         rows = max(3, self._console.height - ROWS_OF_FRAME)
         known = board.known()
@@ -165,10 +172,11 @@ class LiveProgress:
                 f"{update.epoch}/{board.epochs}",
                 describe_metric(update.metrics, first),
                 describe_metric(update.metrics, ENERGY),
+                board.cost(update),
             )
         hidden = len(known) - len(shown)
         if hidden:
-            table.add_row("...", f"[dim]{hidden} more[/dim]", "", "", "")
+            table.add_row("...", f"[dim]{hidden} more[/dim]", "", "", "", "")
         return table
 
 

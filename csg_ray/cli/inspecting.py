@@ -8,9 +8,10 @@ from typing import Any
 
 from csg_ray.cli.board import LABELS, describe_metric, describe_value, score_of
 from csg_ray.cli.guard import command, fail
-from csg_ray.cli.summary import STAMP, no_winner, print_agreement, print_notes
+from csg_ray.cli.summary import STAMP, no_winner, print_agreement, print_cost, print_notes
 from csg_ray.config.data import has_sealed_split
 from csg_ray.config.errors import UserError
+from csg_ray.results.cost import describe_cost
 from csg_ray.results.export import (
     check_new_file,
     export_config,
@@ -43,6 +44,7 @@ def show_best(directory: StoragePath, top: int, by: str | None) -> None:
     if selected_with_target_labels(study, rule.name):
         print(STAMP)
     print_agreement(study)
+    print_cost(study)
     print_notes(study.space.notes)
     choice = [] if rule.name == OBJECTIVE else ["--by", rule.name]
     out = first_free(Path(f"{directory.name}.yaml"))
@@ -59,7 +61,7 @@ def _best_table(study: Study, trials: list[Trial], rule: Rule) -> Any:
     )
     metrics = [study.score_metric, ENERGY, *(each.metric for each in study.rules.values())]
     columns = {metric: LABELS.get(metric, metric) for metric in [*metrics, rule.metric]}
-    for header in ("trial", "state", "epoch", *columns.values()):
+    for header in ("trial", "state", "epoch", *columns.values(), "cost"):
         table.add_column(header, justify="left" if header in ("trial", "state") else "right")
     paths = list(study.space.space) + [
         path
@@ -73,7 +75,8 @@ def _best_table(study: Study, trials: list[Trial], rule: Rule) -> Any:
         warm = f"{trial.id} (warm start)" if trial.origin == "warm start" else trial.id
         scores = (describe_metric(trial.last, key) for key in columns)
         settings = (describe_value(trial.params.get(path)) for path in paths)
-        table.add_row(warm, trial.state, str(trial.epoch), *scores, *settings)
+        cost = describe_cost(trial.seconds, study.space.resources)
+        table.add_row(warm, trial.state, str(trial.epoch), *scores, cost, *settings)
     return table
 
 

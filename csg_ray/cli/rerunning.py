@@ -24,7 +24,7 @@ from csg_ray.results.reruns import (
 )
 from csg_ray.results.selection import OBJECTIVE, Rule
 from csg_ray.results.study import ENERGY, Study, load_study
-from csg_ray.search_space import SearchSpace
+from csg_ray.search_space import Changes, SearchSpace
 from csg_ray.storage.paths import StoragePath
 
 
@@ -54,7 +54,7 @@ def _run(study: Study, space: SearchSpace, begun: Study | None, verbose: bool) -
         if begun is None:
             run_study(space, place, watch_search(verbose), verbose)
         else:
-            restore_study(place, 0, watch_search(verbose), verbose)
+            restore_study(place, Changes(), watch_search(verbose), verbose)
     return load_study(place)
 
 

@@ -15,14 +15,15 @@ from csg_ray.cli.searching import (
     restore,
     run_search,
 )
+from csg_ray.cli.summary import summarise
 from csg_ray.config.errors import UserError
 from csg_ray.config.explain import shown
 from csg_ray.results.study import is_study, load_study
-from csg_ray.search_space import SearchSpace
+from csg_ray.search_space import Changes, SearchSpace
 from csg_ray.storage.paths import StoragePath
 
 RETRY_SECONDS = 5.0
-_MAY_DIFFER = ("search.num_trials", "search.fuse")
+_MAY_CHANGE = ("search.num_trials", "search.budget", "search.fuse")
 
 
 def search_or_resume(
@@ -37,8 +38,9 @@ def search_or_resume(
     """Search in `study` (`base`/studies/NAME unless given), or go on with what is there.
 
     A launcher that restarts its job (Slurm, Kubernetes, a second `ray job submit`) can so run one
-    command. More trials in the file than the study has are added to it, and another `search.fuse`
-    holds from now on.
+    command. More trials in the file than the study has are added to it, and another budget than
+    the study's is a new one, from now on; one that is spent leaves nothing to do. Another
+    `search.fuse` holds from now on, too.
 
     Raises:
         UserError: the study there was begun with other settings, or somebody is at work in it.
@@ -49,14 +51,20 @@ def search_or_resume(
     if not is_study(directory):
         run_search(space_file, trials, settings, directory, base, verbose, log_to)
         return
-    begun = load_study(directory).space.with_absolute_paths()
+    there = load_study(directory)
+    begun = there.space.with_absolute_paths()
     _refuse_difference(space_file, space, directory, begun)
     more = max(0, space.search.num_trials - begun.search.num_trials)
-    _continue_when_free(directory, more, verbose, log_to, space.search.fuse)
+    budget = space.search.budget if space.search.budget != begun.search.budget else None
+    if there.budget_spent and budget is None:
+        summarise(there)
+        return
+    changes = Changes(more, budget, space.search.fuse)
+    _continue_when_free(directory, changes, verbose, log_to)
 
 
 def _continue_when_free(
-    directory: StoragePath, more: int, verbose: bool, log_to: Sequence[str], fuse: int | str
+    directory: StoragePath, changes: Changes, verbose: bool, log_to: Sequence[str]
 ) -> None:
     """Go on once the lock of a driver that died on another host has gone stale."""
     from csg_ray.scale.lock import HEARTBEAT_SECONDS, STALE_SECONDS, BeingRunError
@@ -66,7 +74,7 @@ def _continue_when_free(
     say(CHECKING)
     while True:
         try:
-            restore(directory, more, verbose, log_to, fuse)
+            restore(directory, changes, verbose, log_to)
         except BeingRunError as busy:
             if time.monotonic() > give_up:
                 raise
@@ -83,7 +91,7 @@ def _refuse_difference(
 ) -> None:
     wanted, there = (dict(_leaves(each.to_mapping())) for each in (space, begun))
     for path in sorted(wanted.keys() | there.keys()):
-        if path not in _MAY_DIFFER and wanted.get(path) != there.get(path):
+        if path not in _MAY_CHANGE and wanted.get(path) != there.get(path):
             raise UserError(
                 f"{path} is {shown(wanted.get(path))} in {space_file}, but study {directory} was "
                 f"begun with {shown(there.get(path))}; set it back, or give another --study"

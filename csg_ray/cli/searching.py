@@ -21,7 +21,7 @@ from csg_ray.config.data import DataConfig, FilesConfig
 from csg_ray.config.errors import UserError
 from csg_ray.results.export import check_new_directory, first_free
 from csg_ray.results.study import load_study
-from csg_ray.search_space import SearchSpace, load_search_space
+from csg_ray.search_space import Changes, SearchSpace, load_search_space
 from csg_ray.storage.paths import StoragePath
 
 if TYPE_CHECKING:
@@ -97,33 +97,26 @@ def refuse_missing_trackers(names: Sequence[str]) -> None:
 
 def continue_study(
     directory: StoragePath,
-    more: int,
+    changes: Changes,
     verbose: bool,
     log_to: Sequence[str] = (),
-    fuse: int | str | None = None,
 ) -> None:
     """Go on with a study, then sum up."""
     refuse_missing_trackers(log_to)
-    space = load_study(directory).space
-    if fuse is not None:
-        space.with_fuse(fuse)
+    changes.applied_to(load_study(directory).space)
     say(CHECKING)
-    restore(directory, more, verbose, log_to, fuse)
+    restore(directory, changes, verbose, log_to)
 
 
 def restore(
-    directory: StoragePath,
-    more: int,
-    verbose: bool,
-    log_to: Sequence[str] = (),
-    fuse: int | str | None = None,
+    directory: StoragePath, changes: Changes, verbose: bool, log_to: Sequence[str] = ()
 ) -> None:
     """Go on with a study that was looked at, then sum up."""
     from csg_ray.scale.tuner import restore_study
 
     with continued_by(directory, "study.yaml"):
         prepare_study(load_study(directory).space)
-        restore_study(directory, more, watch_search(verbose), verbose, log_to, fuse)
+        restore_study(directory, changes, watch_search(verbose), verbose, log_to)
     summarise(load_study(directory))
 
 
@@ -147,6 +140,7 @@ def show_plan(space: SearchSpace, space_file: Path, cluster: Cluster) -> None:
             f"{layout.trials} of up to {layout.epochs} epochs, "
             f"{len(space.points_to_evaluate)} of them given in the file",
         ),
+        *([("budget", space.budget.meaning)] if space.budget else []),
         (
             "search",
             f"{search.sampler} sampler, {search.scheduler} scheduler, "

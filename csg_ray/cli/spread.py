@@ -132,13 +132,14 @@ def train_spread(
 
 def _workers(spread: Spread, config: RunConfig, cluster: Cluster) -> Workers:
     """The options with what was not given filled in."""
-    from csg_ray.scale.resources import Workers
+    from csg_ray.scale.resources import Workers, cpus_for_loaders
 
     assert spread.workers is not None
     has_gpus = any(node.gpus >= 1 for node in cluster.nodes)
+    gpus = int(has_gpus) if spread.gpus_per_worker is None else spread.gpus_per_worker
     return Workers(
         maximum=spread.workers,
         minimum=spread.min_workers or spread.workers,
-        cpus=max(1, config.data.workers),  # a training on a GPU waits for its loaders
-        gpus=int(has_gpus) if spread.gpus_per_worker is None else spread.gpus_per_worker,
+        cpus=cpus_for_loaders(config.data, gpus, cluster),
+        gpus=gpus,
     )

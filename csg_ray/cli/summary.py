@@ -9,6 +9,7 @@ from csg_ray.cli.board import LABELS, describe_metric, describe_reason, describe
 from csg_ray.cli.board import describe_scores as describe_both
 from csg_ray.cli.guard import command, fail
 from csg_ray.config.data import has_sealed_split
+from csg_ray.results.cost import study_cost, what_budget_left
 from csg_ray.results.export import first_free, selected_with_target_labels
 from csg_ray.results.selection import OBJECTIVE, final_value
 from csg_ray.results.study import ENERGY, Study, Trial
@@ -33,6 +34,9 @@ def summarise(study: Study) -> None:
         print(f"  {path}: {describe_value(value)}")
     print(compare_with_published(study, best))
     print_agreement(study)
+    print_cost(study)
+    if study.budget_spent:
+        print(f"The {what_budget_left(study)}.")
     print_notes(study.space.notes)
     print()
     print("Next:")
@@ -42,6 +46,11 @@ def summarise(study: Study) -> None:
 
 def no_winner(study: Study) -> str:
     """Why no trial of a study can win, and what to do."""
+    if study.budget_spent:
+        return (
+            f"no trial of study {study.directory} has completed, so none can win; "
+            f"the {what_budget_left(study)}; continue it with: {_more_budget(study)}"
+        )
     if not study.trials:
         return f"study {study.directory} has no trial yet; continue it with: " + command(
             "restore", study.directory
@@ -55,6 +64,10 @@ def no_winner(study: Study) -> str:
         f"no trial of study {study.directory} has completed ({held}), so none can win; "
         f"{_first_failure(study)}continue it with: {more}"
     )
+
+
+def _more_budget(study: Study) -> str:
+    return command("restore", study.directory, "--budget", study.space.search.budget)
 
 
 def _first_failure(study: Study) -> str:
@@ -101,6 +114,13 @@ def print_agreement(study: Study) -> None:
     print(f"HSE and {LABELS[study.score_metric]} over {found.count} completed trials: {found}.")
 
 
+def print_cost(study: Study) -> None:
+    """What all trials have cost, where that was measured."""
+    cost = study_cost(study)
+    if cost is not None:
+        print(f"Cost: {cost.training} of training, {cost.busy}; {cost.work}.")
+
+
 def print_notes(notes: Iterable[str]) -> None:
     """What every output about these data has to say."""
     for note in notes:
@@ -113,6 +133,8 @@ def next_commands(study: Study) -> list[str]:
     out = first_free(Path(f"{directory.name}.yaml"))
     commands = [command(word, directory) for word in ("best", "report")]
     commands.append(command("export", directory, out))
+    if study.budget_spent:
+        commands.insert(0, _more_budget(study))
     if study.space.search.sampler == "grid":
         commands.insert(0, command("compare", directory))
     if has_sealed_split(study.space.first_config().data):

@@ -26,8 +26,10 @@ class TaskConfig(Section):
 
     task: ClassVar[Task] = "classification"
 
-    workers: int = Field(
-        0, ge=0, le=256, description="loader processes; 0: in the training process"
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
+        "auto",
+        description="loader processes; 0: in the training process; auto: 0, but the processors "
+        "of a training on a GPU except one, where images are files",
     )
 
     @property

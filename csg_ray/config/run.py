@@ -96,6 +96,21 @@ class TrainConfig(Section):
     max_skipped_steps: int = Field(20, ge=1, description="so many skipped in a row end the trial")
 
 
+class ComputeConfig(Section):
+    """How it is computed: speed and rounding, not what is computed. Measured: benchmarks/README.md.
+
+    Whatever the precision, losses, queries, keys, queues, averages and weights are in float32.
+    """
+
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        "auto", description="of the encoders; auto: bf16 on GPUs that have it, else fp32"
+    )
+    channels_last: bool = Field(True, description="keep the channels of a position together")
+    fold_batch_norm: bool = Field(
+        True, description="frozen BatchNorm as part of the convolution before it"
+    )
+
+
 class EvaluationConfig(Section):
     """How the metrics are measured."""
 
@@ -124,6 +139,7 @@ class RunConfig(Section):
     method: MethodConfig = CSGConfig()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
+    compute: ComputeConfig = ComputeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")

@@ -99,7 +99,8 @@ def update_ema(target: nn.Module, source: nn.Module, momentum: float) -> None:
 
     Buffers are left alone.
     """
-    for average, parameter in zip(target.parameters(), source.parameters(), strict=True):
-        # A step of 1e-3 is below the resolution of 16-bit floats: the average would never move.
-        assert torch.finfo(average.dtype).bits >= 32
-        average.lerp_(parameter, 1 - momentum)
+    averages: list[Tensor] = list(target.parameters())
+    parameters: list[Tensor] = list(source.parameters())
+    # A step of 1e-3 is below the resolution of 16-bit floats: the average would never move.
+    assert all(torch.finfo(average.dtype).bits >= 32 for average in averages)
+    torch._foreach_lerp_(averages, parameters, 1 - momentum)

@@ -14,8 +14,10 @@ from torch import Generator, Tensor
 from csg_ray.config.data import SegmentationConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.run import RunConfig, TrainConfig
-from csg_ray.data.loader import Batch, Batches
+from csg_ray.data.draws import draw_copies, draw_images, draw_key
+from csg_ray.data.loader import Batch, Batches, num_loaders
 from csg_ray.data.rand_augment import Augmentation, build_key_augmentation
+from csg_ray.data.resident import ResidentEvalLoader, ResidentTrainLoader, find_resident
 from csg_ray.data.scene_transforms import SceneTransform
 from csg_ray.data.splits import ClassSplit, SceneSplit, Split
 from csg_ray.data.styled import StyledSplit
@@ -28,7 +30,13 @@ from csg_ray.data.transforms import (
 from csg_ray.seeding import sub_seed
 
 
-def train_batches(split: Split, config: RunConfig, num_views: int, epoch: int) -> Batches:
+def train_batches(
+    split: Split,
+    config: RunConfig,
+    num_views: int,
+    epoch: int,
+    device: torch.device | None = None,
+) -> Batches:
     """One shuffled, augmented epoch; the incomplete last batch is dropped.
 
     Args:
@@ -37,32 +45,34 @@ def train_batches(split: Split, config: RunConfig, num_views: int, epoch: int) -
         num_views: Views per image. They are one tensor when `augment.views` is shared or nothing
             is augmented.
         epoch: Any whole number, different for each epoch.
+        device: Where the batches go; images that are all in memory go there first, and are
+            augmented there. None: the CPU.
 
     Raises:
         UserError: The split does not fill one batch.
     """
     shuffle = Generator().manual_seed(sub_seed(config.seed, f"shuffle/{epoch}"))
-    draws = _draw(len(split), split.name, config.train, shuffle)
+    draws = draw_images(len(split), split.name, config.train, shuffle)
     seed = sub_seed(config.seed, f"augment/{epoch}")
-    load: Callable[[Tensor], Batch]
+    batches = torch.split(draws, config.train.batch_size)
     if isinstance(config.data, SegmentationConfig):
         assert isinstance(split, SceneSplit)
-        load = _TrainSceneLoader(
+        scenes = _TrainSceneLoader(
             split=split,
             transform=scene_transform(config.data),
             augment_key=_key_augmentation(split, config, num_views),
             seed=seed,
         )
-    else:
-        assert isinstance(split, ClassSplit)
-        load = _TrainClassLoader(
-            split=split,
-            transform=build_train_transform(config.augment, config.data.image_size),
-            num_views=num_views,
-            draws_differ=config.draws_two_views,
-            seed=seed,
-        )
-    return Batches(torch.split(draws, config.train.batch_size), load, config.data.workers)
+        return Batches(batches, scenes, num_loaders(config.data, device))
+    assert isinstance(split, ClassSplit)
+    transform = build_train_transform(config.augment, config.data.image_size)
+    workers = num_loaders(config.data, device)
+    views = (num_views, config.draws_two_views, seed)
+    # Loader processes stay on the CPU.
+    images = find_resident(split, transform, None if workers > 0 else device)
+    if images is not None:
+        return Batches(batches, ResidentTrainLoader(images, split, transform, *views), workers)
+    return Batches(batches, _TrainClassLoader(split, transform, *views), workers)
 
 
 def _key_augmentation(split: Split, config: RunConfig, num_views: int) -> Augmentation | None:
@@ -72,27 +82,40 @@ def _key_augmentation(split: Split, config: RunConfig, num_views: int) -> Augmen
     return build_key_augmentation(config.augment)
 
 
-def eval_batches(split: Split, config: RunConfig) -> Batches:
+def eval_batches(split: Split, config: RunConfig, device: torch.device | None = None) -> Batches:
     """The whole split in order, in one view, the last batch as small as it comes.
 
     Segmentation gets its images whole, in the size that they have.
+
+    Args:
+        split: The images.
+        config: Its batch size and its task.
+        device: As of `train_batches`.
     """
     if not isinstance(config.data, SegmentationConfig):
         assert isinstance(split, ClassSplit)
-        return class_eval_batches(split, config)
+        return class_eval_batches(split, config, device)
     assert isinstance(split, SceneSplit)
-    return _in_order(split, _EvalSceneLoader(split), config)
+    return _in_order(split, _EvalSceneLoader(split), config, num_loaders(config.data, device))
 
 
-def class_eval_batches(split: ClassSplit, config: RunConfig) -> Batches:
+def class_eval_batches(
+    split: ClassSplit, config: RunConfig, device: torch.device | None = None
+) -> Batches:
     """`eval_batches` of images with a class each, whatever the task."""
     transform = build_eval_transform(config.data.image_size)
-    return _in_order(split, _EvalClassLoader(split, transform), config)
+    workers = num_loaders(config.data, device)
+    images = find_resident(split, transform, None if workers > 0 else device)
+    if images is not None:
+        return _in_order(split, ResidentEvalLoader(images), config, workers)
+    return _in_order(split, _EvalClassLoader(split, transform), config, workers)
 
 
-def _in_order(split: Split, load: Callable[[Tensor], Batch], config: RunConfig) -> Batches:
+def _in_order(
+    split: Split, load: Callable[[Tensor], Batch], config: RunConfig, workers: int
+) -> Batches:
     positions = torch.arange(len(split))
-    return Batches(torch.split(positions, config.evaluation.batch_size), load, config.data.workers)
+    return Batches(torch.split(positions, config.evaluation.batch_size), load, workers)
 
 
 def steps_per_epoch(num_images: int, config: TrainConfig) -> int:
@@ -106,43 +129,6 @@ def scene_transform(config: SegmentationConfig) -> SceneTransform:
     """What training does to an image and its label map."""
     size: int = config.image_size  # type: ignore[attr-defined]
     return SceneTransform(size, config.flip, config.min_scale, config.max_scale)
-
-
-def _draw(num_images: int, name: str, config: TrainConfig, generator: Generator) -> Tensor:
-    """The images of an epoch in order, (steps * B,) int64.
-
-    Drawn with replacement, an image comes back as its number plus `num_images`, then plus twice as
-    much, so that every time it is augmented anew.
-
-    Raises:
-        UserError: The images do not fill one batch.
-    """
-    if config.steps_per_epoch != "auto":
-        count = config.steps_per_epoch * config.batch_size
-        drawn = torch.randint(num_images, (count,), generator=generator)
-        return drawn + num_images * _occurrence(drawn)
-    if num_images < config.batch_size:
-        raise UserError(
-            f"train.batch_size {config.batch_size} is larger than the {num_images} images of "
-            f"{name}: set it to at most {num_images}"
-        )
-    order = torch.randperm(num_images, generator=generator)
-    return order[: num_images // config.batch_size * config.batch_size]
-
-
-def _occurrence(values: Tensor) -> Tensor:
-    """How often each value of (N,) has stood before it."""
-    ordered, order = values.sort(stable=True)
-    starts = torch.searchsorted(ordered, ordered)
-    occurrence = torch.empty_like(order)
-    occurrence[order] = torch.arange(len(values)) - starts
-    return occurrence
-
-
-def _key(draw: int, num_images: int, view: int) -> str:
-    """What the augmentation of a draw is keyed by."""
-    again, index = divmod(draw, num_images)
-    return f"{index}/{view}/{again}" if again else f"{index}/{view}"
 
 
 @dataclass(frozen=True)
@@ -159,32 +145,20 @@ class _TrainClassLoader:
         images = [self.split.image(index) for index in indices.tolist()]
         versions = [images]
         if isinstance(self.split, StyledSplit):
-            versions += _copies(self.split, draws, images, self.seed)
+            versions += draw_copies(self.split, draws, [image.size for image in images], self.seed)
         generator = Generator()
         views = []
         for view in range(self.num_views if self.draws_differ else len(versions)):
             version = versions[view] if len(versions) > 1 else images
             crops = []
             for draw, image in zip(draws.tolist(), version, strict=True):
-                key = _key(draw, count, view if self.draws_differ else 0)
+                key = draw_key(draw, count, view if self.draws_differ else 0)
                 generator.manual_seed(sub_seed(self.seed, key))
                 crops.append(self.transform.crop(image, generator))
             views.append(normalise(crops))
         if len(views) < self.num_views:
             views *= self.num_views
         return Batch(tuple(views), self.split.labels[indices], indices)
-
-
-def _copies(
-    split: StyledSplit, draws: Tensor, images: Sequence[Image.Image], seed: int
-) -> list[list[Image.Image]]:
-    """The copies of each image of a batch, ordered as views: the first of all, the second, ..."""
-    generator = Generator()
-    copies = []
-    for draw, image in zip(draws.tolist(), images, strict=True):
-        generator.manual_seed(sub_seed(seed, f"styles/{_key(draw, len(split), 0)}"))
-        copies.append(split.copies(draw % len(split), image.size, generator))
-    return [list(version) for version in zip(*copies, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -216,7 +190,7 @@ class _TrainSceneLoader:
             self.transform.check_covers(image.width, image.height, where)
         versions = [list(images)]
         if isinstance(self.split, StyledSplit):
-            versions += _copies(self.split, draws, images, self.seed)
+            versions += draw_copies(self.split, draws, [image.size for image in images], self.seed)
         crops = [self._crop(draws, version, label_maps) for version in versions]
         queries, labels = crops[0]
         views = [queries, *(copies for copies, _ in crops[1:])]
@@ -234,7 +208,7 @@ class _TrainSceneLoader:
         generator = Generator()
         crops = []
         for draw, image, label_map in zip(draws.tolist(), images, label_maps, strict=True):
-            generator.manual_seed(sub_seed(self.seed, _key(draw, len(self.split), 0)))
+            generator.manual_seed(sub_seed(self.seed, draw_key(draw, len(self.split), 0)))
             crops.append(self.transform.crop(image, label_map, generator))
         cut, labels = zip(*crops, strict=True)
         return list(cut), list(labels)
@@ -245,7 +219,7 @@ class _TrainSceneLoader:
         generator = Generator()
         keys = []
         for draw, query in zip(draws.tolist(), queries, strict=True):
-            generator.manual_seed(sub_seed(self.seed, _key(draw, len(self.split), 1)))
+            generator.manual_seed(sub_seed(self.seed, draw_key(draw, len(self.split), 1)))
             keys.append(augment(query, generator))
         return keys
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from csg_ray.config.data import FilesConfig
 from csg_ray.config.errors import UserError
-from csg_ray.data.files import FileList, UnreadableImageError
+from csg_ray.data.files import FileList, UnreadableImageError, default_cache_folder
 from csg_ray.data.packed import pack
 from csg_ray.data.packed_images import PackedImages
 from csg_ray.data.packing import Progress
@@ -153,8 +152,7 @@ def cache_folder(config: FilesConfig) -> Path | None:
         return None
     if config.cache != "auto":
         return Path(config.cache).expanduser()
-    own = os.environ.get("CSG_RAY_CACHE")
-    return Path(own).expanduser() if own else Path.home() / ".cache" / "csg_ray"
+    return default_cache_folder()
 
 
 def open_splits(task: TaskFiles, config: FilesConfig) -> DomainSplits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 ReadLabels = Callable[[Path], NDArray[np.uint8]]
+
+
+def default_cache_folder() -> Path:
+    """Where what all processes of a node share is kept, unless a setting says otherwise."""
+    own = os.environ.get("CSG_RAY_CACHE")
+    return Path(own).expanduser() if own else Path.home() / ".cache" / "csg_ray"
 
 
 class UnreadableImageError(Exception):

@@ -9,7 +9,10 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from csg_ray.config.data import FilesConfig, TaskConfig
 from csg_ray.distributed import own_share
+
+MAX_AUTO_LOADERS = 16
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, from where `to` copies without waiting."""
-        return self._map(Tensor.pin_memory)
+        return self._map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         distinct = {id(view): view for view in self.views}
@@ -42,6 +45,21 @@ class Batch:
             labels=change(self.labels),
             indices=change(self.indices),
         )
+
+
+def num_loaders(config: TaskConfig, device: torch.device | None) -> int:
+    """Loader processes of a training on `device`; None is the CPU.
+
+    `auto` gives loaders the processors of this process but one, where a GPU trains meanwhile and
+    images are files: on the CPU loaders take from the training what they add, and images that are
+    in memory already need none.
+    """
+    if config.workers != "auto":
+        return config.workers
+    if device is None or device.type != "cuda" or not isinstance(config, FilesConfig):
+        return 0
+    # As many threads as Ray reserved processors, or else as the process may use.
+    return min(torch.get_num_threads() - 1, MAX_AUTO_LOADERS)
 
 
 class Batches:

@@ -87,6 +87,17 @@ def normalise(images: Sequence[Image.Image]) -> Tensor:
     return batch
 
 
+def normalise_pixels(pixels: Tensor) -> Tensor:
+    """`normalise` of (N, C, H, W) uint8, C 1 or 3, on any device and to the bit."""
+    mean, std = (
+        torch.tensor(values, device=pixels.device).view(3, 1, 1)
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    # CUDA would multiply by 1 / 255 where the divisor is a plain number.
+    shares = pixels.float().div_(torch.full((), 255.0, device=pixels.device))
+    return (shares - mean).div_(std)
+
+
 def denormalise(image: Tensor) -> NDArray[np.float32]:
     """What a network was given, (3, H, W), as it is seen: (H, W, 3), 0 to 1."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))

@@ -53,6 +53,7 @@ class ASGL2O(ASG):
     coasts on for about ten steps.
     """
 
+    reads_every_step: ClassVar[bool] = True  # a window counts the steps that were taken
     takes_turns: ClassVar[bool] = False
     worst_logs: ClassVar[dict[str, float]] = {
         **ASG.worst_logs,

@@ -16,11 +16,14 @@ from torch.optim import Optimizer
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.run import ModelConfig, RunConfig
+from csg_ray.contrastive.precision import at_least_float32
 from csg_ray.data.loader import Batch
 from csg_ray.data.splits import IGNORED, DomainSplits, Split
 from csg_ray.distributed import rank, shares, sum_over_ranks
 from csg_ray.models.deeplab import build_segmentation_head, upsample
 from csg_ray.models.encoders import build_encoder
+from csg_ray.models.folding import fold_batch_norm
+from csg_ray.models.precision import Precision, autocast
 from csg_ray.models.resnet import TappedResNet
 from csg_ray.seeding import seeded
 
@@ -55,11 +58,14 @@ class Method(nn.Module):
     Attributes:
         num_views: draws of the train transform that `training_loss` wants of every image.
         worst_logs: the names in `StepOutput.logs`, each with what a diverged epoch reports.
+        reads_every_step: whether `after_step` must not be called of a step that is skipped. Then a
+            GPU is waited for at every step.
         takes_turns: whether its steps may alternate with those of other trainings, which is so when
             they draw from no global generator and the epoch begins with no work of its own.
     """
 
     num_views = 1
+    reads_every_step: ClassVar[bool] = False
     takes_turns: ClassVar[bool] = False
     worst_logs: ClassVar[dict[str, float]] = {}
 
@@ -74,6 +80,11 @@ class Method(nn.Module):
         self.head = self.new_head()
         if not config.model.train_batch_norm_affine:
             _freeze_batch_norm_affine(self.encoder)
+        if config.model.freeze_batch_norm and config.compute.fold_batch_norm:
+            fold_batch_norm(self.encoder)
+        if config.compute.channels_last:
+            for network in (self.encoder, self.head):
+                network.to(memory_format=torch.channels_last)
         self.train()
 
     def new_head(self) -> nn.Module:
@@ -91,8 +102,7 @@ class Method(nn.Module):
 
     def features(self, images: Tensor) -> dict[int, Tensor]:
         """Map images (N, 3, H, W) to the encoder's {stage: (N, C_stage, H_stage, W_stage)}."""
-        maps: dict[int, Tensor] = self.encoder(images)
-        return maps
+        return encoder_maps(self.encoder, images, self.config.compute.precision)
 
     def classify(self, maps: dict[int, Tensor], size: tuple[int, int]) -> Tensor:
         """Logits from the encoder's maps.
@@ -105,9 +115,12 @@ class Method(nn.Module):
             (N, num_classes), or (N, num_classes, H, W) of segmentation.
         """
         if self._segments:
-            return upsample(self.head(maps[TASK_STAGE]), size)
-        logits: Tensor = self.head(maps[TASK_STAGE].mean(dim=(2, 3)))
-        return logits
+            stage4 = maps[TASK_STAGE]
+            with autocast(self.config.compute.precision, stage4.device):
+                logits = self.head(stage4)
+            return upsample(at_least_float32(logits), size)
+        pooled: Tensor = self.head(maps[TASK_STAGE].mean(dim=(2, 3)))
+        return pooled
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits of images (N, 3, H, W): (N, num_classes), of segmentation with (H, W) behind."""
@@ -156,11 +169,12 @@ class Method(nn.Module):
         """Gradients are there, parameters not yet moved."""
 
     def after_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
-        """The parameters moved: step `step` (from 1) of `total_steps` is finished.
+        """Step `step` (from 1) of `total_steps` is finished.
 
         `lr_factor` of the optimizer's groups (named as in `parameter_groups`) is the method's to
         set; it scales the rate of the steps that follow.
-        Not called after a loss or a gradient that is not finite.
+        After a gradient that was too large or not finite the parameters have not moved, which only
+        the device knows as yet; such a method as cannot go on then says `reads_every_step`.
         """
 
     def on_epoch_end(self, context: EpochContext) -> None:
@@ -178,21 +192,21 @@ class Method(nn.Module):
 class Reference:
     """A frozen encoder that several methods may share, and with it the maps of one batch."""
 
-    def __init__(self, encoder: TappedResNet) -> None:
+    def __init__(self, encoder: TappedResNet, precision: Precision) -> None:
         self.encoder = encoder
-        self._remembered: dict[tuple[int, bool], tuple[Tensor, dict[int, Tensor]]] | None = None
+        self._precision = precision
+        self._remembered: dict[int, tuple[Tensor, dict[int, Tensor]]] | None = None
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> dict[int, Tensor]:
         """Map images (N, 3, H, W) to {stage: (N, C_stage, H_stage, W_stage)}."""
         if self._remembered is None:
-            maps: dict[int, Tensor] = self.encoder(images)
-            return maps
-        key = id(images), torch.is_autocast_enabled(images.device.type)
-        if key not in self._remembered:
+            return encoder_maps(self.encoder, images, self._precision)
+        if id(images) not in self._remembered:
             # The images are kept, too, so that no other tensor gets their id.
-            self._remembered[key] = images, self.encoder(images)
-        return self._remembered[key][1]
+            maps = encoder_maps(self.encoder, images, self._precision)
+            self._remembered[id(images)] = images, maps
+        return self._remembered[id(images)][1]
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -216,8 +230,9 @@ class ReferenceMethod(Method):
         super().__init__(config, num_classes, steps_per_epoch)
         reference = copy.deepcopy(self.encoder).eval().requires_grad_(False)
         self._reference_sha256 = _fingerprint(reference)
+        fold_batch_norm(reference)
         # No nn.Module itself, so that nn.Module does not register it.
-        self.reference = Reference(reference)
+        self.reference = Reference(reference, self.config.compute.precision)
 
     @property
     def reference_encoder(self) -> TappedResNet:
@@ -233,7 +248,8 @@ class ReferenceMethod(Method):
     def _reference_key(self) -> tuple[Any, ...]:
         # The same weights make other maps at another output stride.
         device = next(self.reference_encoder.parameters()).device
-        return self._reference_sha256, self.config.model, self.config.data.task, device
+        config = self.config
+        return self._reference_sha256, config.model, config.compute, config.data.task, device
 
     def trained_with_start(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """The encoder's trained parameters, each with what it was before training."""
@@ -261,6 +277,17 @@ class ReferenceMethod(Method):
                 "the checkpoint was trained against other reference weights than model.weights "
                 f"'{self.config.model.weights}' holds now; put the former weight file back"
             )
+
+
+def encoder_maps(encoder: nn.Module, images: Tensor, precision: Precision) -> dict[int, Tensor]:
+    """An encoder's maps, computed in `precision`, in float32 at least when they are there.
+
+    All that follows is small, and must not be rounded to 16 bits: a temperature of 0.07 multiplies
+    what is lost by 14.
+    """
+    with autocast(precision, images.device):
+        maps: dict[int, Tensor] = encoder(images)
+    return {stage: at_least_float32(features) for stage, features in maps.items()}
 
 
 def build_task_head(config: ModelConfig, channels: int, num_classes: int) -> nn.Module:

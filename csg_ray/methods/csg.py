@@ -112,11 +112,14 @@ class CSG(ReferenceMethod):
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer, step: int, total_steps: int) -> None:
-        """Move the EMA projection heads, and let the waiting keys into the queues."""
+        """Move the EMA projection heads, and let the waiting keys into the queues.
+
+        After a skipped step too: the keys are the reference's, and as good as any.
+        """
         if self.settings.train_projection:
             update_ema(self.ema_projection_heads, self.projection_heads, self.ema_momentum)
         for stage, keys in self._pending_keys.items():
-            # A key that is not finite makes the loss NaN, and then no step is taken.
+            # A key that is not finite makes the loss NaN, and that ends the training.
             self._queue(stage).enqueue(self._keys_of_all_ranks(keys), known_finite=True)
         self._pending_keys = {}
 

@@ -8,7 +8,6 @@ import torch
 
 from csg_ray.config.methods import FeatureL2Config
 from csg_ray.config.run import RunConfig
-from csg_ray.contrastive.precision import at_least_float32
 from csg_ray.data.loader import Batch
 from csg_ray.methods.base import LOSS_WORST, ReferenceMethod, StepOutput
 
@@ -35,10 +34,7 @@ class FeatureL2(ReferenceMethod):
         reference = self.reference.maps(batch.views[0])
         # Of every position and channel, so that the weight means the same at every stage.
         distance = torch.stack(
-            [
-                (at_least_float32(maps[stage]) - at_least_float32(reference[stage])).square().mean()
-                for stage in self.stages
-            ]
+            [(maps[stage] - reference[stage]).square().mean() for stage in self.stages]
         ).sum()
         task = self.task_loss(maps, batch.labels)
         return StepOutput(

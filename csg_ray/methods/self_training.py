@@ -24,7 +24,7 @@ from csg_ray.data.loader import Batch
 from csg_ray.data.mixture import ClassMixture, SceneMixture
 from csg_ray.data.splits import IGNORED, UNLABELLED, DomainSplits, Split
 from csg_ray.distributed import gather_features, sum_over_ranks
-from csg_ray.methods.base import TASK_STAGE, Method, StepOutput
+from csg_ray.methods.base import TASK_STAGE, Method, StepOutput, encoder_maps
 from csg_ray.methods.pseudo_labels import class_thresholds, hard_labels, soft_labels
 from csg_ray.methods.start import load_start
 from csg_ray.models.deeplab import upsample
@@ -149,7 +149,7 @@ class CBST(Method):
         """Ln P (B, K, ...) of this rank's part of the target, batch by batch."""
         was_training = self.training
         self.eval()
-        for batch in eval_batches(target, self.config).share_of_all():
+        for batch in eval_batches(target, self.config, self._device).share_of_all():
             images = batch.views[0].to(self._device)
             probabilities = at_least_float32(self.predict(images)).softmax(dim=1)
             if self.config.evaluation.flip:
@@ -172,7 +172,8 @@ class CBST(Method):
             encoder, head = self._round
             images = batch.views[0]
             size = (images.shape[2], images.shape[3])
-            logits = upsample(head(encoder(images)[TASK_STAGE]), size)
+            maps = encoder_maps(encoder, images, self.config.compute.precision)
+            logits = upsample(head(maps[TASK_STAGE]), size)
             return self._labels_of(functional.log_softmax(at_least_float32(logits), dim=1))
         kept = torch.ones_like(batch.indices, dtype=torch.bool)
         if len(self._image_labels) == 0:

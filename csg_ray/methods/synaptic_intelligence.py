@@ -87,7 +87,9 @@ class SynapticIntelligence(ReferenceMethod):
         """Add what each weight's move has lowered the cross-entropy by."""
         pairs = zip(self.path_integrals, self.trained_with_start(), self._before, strict=True)
         for integral, (own, _), (gradient, before) in pairs:
-            integral.addcmul_(gradient, own - before, value=-1)
+            move = own - before
+            # After a skipped step nothing has moved, and the gradient may be infinite.
+            integral.sub_(torch.where(move == 0, 0.0, gradient * move))
         self._before = []
 
     @torch.no_grad()

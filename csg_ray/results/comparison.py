@@ -113,6 +113,14 @@ class Row:
         times = "" if count == 1 else f" N={count}"
         return f"{kind}{times} M={self.settings['augment.magnitude']:g}"
 
+    @property
+    def seconds(self) -> float | None:
+        """What a training to the end has cost on each worker: the mean over `seeds`."""
+        costs = [member.seconds for member in self._completed if member.seconds is not None]
+        if not costs or len(costs) < len(self._completed):
+            return None
+        return math.fsum(costs) / self.seeds
+
     def value(self, metric: str) -> Value | None:
         """A metric over the seeds; None where a member lacks it, or when all of them diverged."""
         members = self._completed

@@ -63,7 +63,8 @@ def _write_objects(files: Mapping[str, bytes], directory: RemotePath) -> None:
 def build_comparison_table(compared: Compared) -> pa.Table:
     """A row for each row of the tables; numbers as they are in the results, shares not in %.
 
-    Columns: data, row, method, augmentation, sees_target, seeds, diverged, epochs, `param/<path>`
+    Columns: data, row, method, augmentation, sees_target, seeds, diverged, epochs, seconds (of a
+    training, on each worker), `param/<path>`
     for every setting in which rows differ, each metric and `<metric>_std`, `paper/...`, and where
     the row comes from.
     """
@@ -89,6 +90,7 @@ def _record(comparison: Comparison, row: Row, beside: Beside | None) -> dict[str
         "seeds": row.seeds,
         "diverged": row.diverged,
         "epochs": row.epochs,
+        "seconds": row.seconds,
         **{f"param/{path}": value for path, value in differing.items()},
         **_metrics(comparison, row),
         **_published(comparison, beside),

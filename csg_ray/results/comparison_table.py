@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from csg_ray.config.data import has_sealed_split
@@ -15,6 +16,7 @@ from csg_ray.results.comparison import (
     Value,
     describe_settings,
 )
+from csg_ray.results.cost import describe_seconds
 from csg_ray.results.published import Beside
 from csg_ray.results.selection import SCORE_NAMES, spearman
 
@@ -25,7 +27,9 @@ CLASSES = "target_val/class_iou/"
 DAGGER = "\N{DAGGER}"
 _EMPTY = "-"
 # How long a column stays when the terminal is narrow: the highest numbers go first.
-_ALWAYS, _HSE, _PAPER, _COUNTS, _REFERENCE, _SOURCE, _PAPER_HSE, _POWERS, _PAPER_REST = range(9)
+(_ALWAYS, _HSE, _PAPER, _COUNTS, _COST, _REFERENCE, _SOURCE, _PAPER_HSE, _POWERS, _PAPER_REST) = (
+    range(10)
+)
 _STATES = {"stopped": "stopped by the scheduler"}
 
 
@@ -71,6 +75,7 @@ class Section:
             self._values(f"target_val/{comparison.score}", (word, "%"), _ALWAYS, "max"),
             self._values(f"source_val/{comparison.score}", ("source", f"{word} %"), _SOURCE),
             self._values(REFERENCE, ("reference", "accuracy %"), _REFERENCE),
+            self._cost(),
             *self._paper(word),
         ]
         return [column for column in found if set(column.cells) != {_EMPTY}]
@@ -122,6 +127,12 @@ class Section:
             ]
             short = cells
         return Column(header, tuple(cells), tuple(short), rank, best=frozenset(bold))
+
+    def _cost(self) -> Column:
+        cells = tuple(
+            _EMPTY if row.seconds is None else describe_seconds(row.seconds) for row in self.rows
+        )
+        return Column(("time of a", "training"), cells, cells, _COST)
 
     def _paper(self, word: str) -> list[Column]:
         paper = ("paper,", *self.comparison.published.title)
@@ -205,6 +216,7 @@ def remarks(comparison: Comparison) -> list[str]:
         *_agreement(comparison),
         *_common_settings(comparison),
         *_selection(comparison),
+        *_cost(comparison),
         *_warnings(comparison),
         *_notes(comparison),
     ]
@@ -324,6 +336,14 @@ def _selection(comparison: Comparison) -> list[str]:
     names = "; ".join(row_name(comparison, row) for row in chosen)
     so_far = f" The settings of these were: {names}." if chosen else ""
     return [f"Whoever picks a row by these numbers selects with target labels.{so_far}"]
+
+
+def _cost(comparison: Comparison) -> list[str]:
+    costs = [member.seconds for row in comparison.rows for member in row.members]
+    known = [seconds for seconds in costs if seconds is not None]
+    if not known or len(known) < len(costs):
+        return []
+    return [f"All trainings of these rows took {describe_seconds(math.fsum(known))}."]
 
 
 def _warnings(comparison: Comparison) -> list[str]:

@@ -16,7 +16,7 @@ from csg_ray.config.places import PLACES
 from csg_ray.config.reader import read_yaml
 from csg_ray.config.run import RunConfig
 from csg_ray.results.export import export_behind
-from csg_ray.results.study import is_study, load_study
+from csg_ray.results.study import cost_of, is_study, load_study
 from csg_ray.storage.folders import in_parallel
 from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import read_results
@@ -48,6 +48,7 @@ class Ended:
         trial: the trial's id; empty for a run.
         data_sha256: of all splits; None where it is not known.
         selected_with_target_labels: whether it is a run of settings that were.
+        seconds: what it has cost on each worker, all repeats; None where that was not measured.
     """
 
     config: RunConfig
@@ -58,6 +59,7 @@ class Ended:
     trial: str = ""
     data_sha256: str | None = None
     selected_with_target_labels: bool = False
+    seconds: float | None = None
 
     @property
     def name(self) -> str:
@@ -161,6 +163,7 @@ def _read_study(directory: StoragePath) -> tuple[list[Ended], Counter[str]]:
                 directory=directory,
                 trial=trial.id,
                 data_sha256=study.provenance.get(DATA_HASH) if same_data else None,
+                seconds=trial.seconds,
             )
         )
     return ended, left_out
@@ -181,6 +184,7 @@ def _read_run(directory: StoragePath) -> tuple[list[Ended], Counter[str]]:
         diverged=diverged,
         directory=directory,
         data_sha256=provenance.get(DATA_HASH),
+        seconds=cost_of(results),
         selected_with_target_labels=bool(
             export_behind(provenance).get("selected with target labels", False)
         ),

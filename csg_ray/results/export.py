@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from csg_ray.config.errors import UserError
 from csg_ray.config.load import config_to_mapping
 from csg_ray.config.reader import dump_yaml
+from csg_ray.results.cost import study_cost
 from csg_ray.results.selection import OBJECTIVE, needs_target_labels
 from csg_ray.results.study import Study, Trial
 from csg_ray.storage.folders import check_writable
@@ -42,6 +44,7 @@ def export_config(study: Study, trial: Trial, selection: str | None = None) -> d
         "metrics": {key: trial.last[key] for key in sorted(trial.last) if key != "timestamp"},
         "seed": config.seed,
         "repeats": study.space.search.repeats,
+        "cost": {"trial_seconds": trial.seconds, "search": _search_cost(study)},
     }
     provenance = origin | dict(study.provenance)
     if config.notes:
@@ -52,6 +55,11 @@ def export_config(study: Study, trial: Trial, selection: str | None = None) -> d
         # The versions above are those of the first day; these trials may have seen others.
         provenance["restores"] = [dict(restore) for restore in study.restores]
     return config_to_mapping(config) | {"provenance": provenance}
+
+
+def _search_cost(study: Study) -> dict[str, float] | None:
+    cost = study_cost(study)
+    return None if cost is None else asdict(cost)
 
 
 def selected_with_target_labels(study: Study, selection: str | None) -> bool:

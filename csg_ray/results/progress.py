@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from csg_ray.results.cost import Meter
 from csg_ray.storage.paths import StoragePath
 
 
@@ -17,6 +18,7 @@ class TrialUpdate:
         state: pending | running, or as in `Trial`.
         metrics: of the last finished epoch; empty when there is none.
         reason: why it ended as it did; empty while it has not.
+        seconds: what its epochs have cost on each worker; None where that was not measured.
     """
 
     id: str
@@ -25,6 +27,7 @@ class TrialUpdate:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
+    seconds: float | None = None
 
 
 class Progress(Protocol):
@@ -38,6 +41,7 @@ class Progress(Protocol):
         epochs: int,
         metric: str,
         mode: str,
+        meter: Meter,
     ) -> None:
         """A search begins or goes on: `num_trials` in all, `epochs` each."""
 

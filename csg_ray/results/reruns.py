@@ -11,11 +11,12 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from csg_ray.config.errors import UserError
 from csg_ray.results.selection import Rule, final_value, rank
 from csg_ray.results.study import Study, Trial, is_study, load_study
-from csg_ray.search_space import SearchSpace
+from csg_ray.search_space import NO_BUDGET, SearchSpace
 from csg_ray.seeding import sub_seed
 from csg_ray.storage.folders import subfolders
 from csg_ray.storage.paths import StoragePath
@@ -65,6 +66,7 @@ def rerun_space(study: Study, trials: Sequence[Trial], seeds: int) -> SearchSpac
             "repeats": seeds,
             "scheduler": "none",
             "keep_checkpoints": len(trials),
+            "budget": NO_BUDGET,
         }
     )
     return replace(
@@ -84,9 +86,13 @@ def find_reruns(study: Study) -> list[Study]:
 
 def reruns_of(study: Study, space: SearchSpace) -> Study | None:
     """The study's reruns of this very space, if they were begun; however they are trained."""
-    wanted = space.with_fuse(1).to_mapping()
-    begun = ((each, each.space.with_fuse(1).to_mapping()) for each in find_reruns(study))
-    return next((each for each, there in begun if there == wanted), None)
+    wanted = _plan_aside(space)
+    return next((each for each in find_reruns(study) if _plan_aside(each.space) == wanted), None)
+
+
+def _plan_aside(space: SearchSpace) -> dict[str, Any]:
+    """A space without what changes none of its results."""
+    return space.with_budget(NO_BUDGET).with_fuse(1).to_mapping()
 
 
 def pair_up(study: Study, reruns: Study) -> list[Rerun]:

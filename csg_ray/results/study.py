@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,7 @@ class Trial:
     @property
     def seconds(self) -> float | None:
         """What its recorded epochs have cost on each worker; None where that was not measured."""
-        costs = [line.get("seconds") for line in self.results]
-        return None if None in costs else float(sum(cost for cost in costs if cost is not None))
+        return cost_of(self.results)
 
     @property
     def checkpoint(self) -> StoragePath:
@@ -85,6 +84,7 @@ class Study:
 
     Attributes:
         created: when it began, as ISO 8601; empty where that was not written down.
+        budget_spent: when its budget ended the search, as ISO 8601; empty when it did not.
     """
 
     directory: StoragePath
@@ -93,11 +93,18 @@ class Study:
     restores: tuple[Mapping[str, Any], ...]
     trials: tuple[Trial, ...]
     created: str = ""
+    budget_spent: str = ""
 
     @property
     def name(self) -> str:
         """The name that the search-space file gave."""
         return self.space.study
+
+    @property
+    def budget_given(self) -> str:
+        """Since when its budget counts, as ISO 8601: since a restore gave it, or from the start."""
+        given = [str(restore["at"]) for restore in self.restores if restore.get("budget")]
+        return given[-1] if given else self.created
 
     @property
     def published(self) -> Trial | None:
@@ -140,11 +147,13 @@ class Study:
     def refuse_unfinished(self) -> None:
         """Refuse to settle anything while a trial is under way.
 
+        Where the budget ended the search, no more is coming unless somebody gives it more.
+
         Raises:
             UserError: a trial is unfinished.
         """
         unfinished = sum(trial.state == "unfinished" for trial in self.trials)
-        if unfinished:
+        if unfinished and not self.budget_spent:
             raise UserError(
                 f"{unfinished} of {len(self.trials)} trials of study {self.directory} are "
                 "unfinished, and one of them may win yet; restore the study with csg-ray restore "
@@ -191,6 +200,12 @@ class Study:
         return spearman([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
 
+def cost_of(results: Iterable[Mapping[str, Any]]) -> float | None:
+    """Seconds that the epochs on these lines have cost; None where that was not measured."""
+    costs = [line.get("seconds") for line in results]
+    return None if None in costs else float(sum(cost for cost in costs if cost is not None))
+
+
 def is_study(path: StoragePath) -> bool:
     """Whether `path` is a study directory."""
     return (path / "study.yaml").is_file()
@@ -214,6 +229,7 @@ def load_study(path: str | StoragePath) -> Study:
         restores=tuple(header.get("restores") or ()),
         trials=tuple(sorted(found, key=lambda trial: (len(trial.id), trial.id))),
         created=str(header.get("created", "")),
+        budget_spent=str(header.get("budget_spent", "")),
     )
 
 

@@ -17,10 +17,13 @@ from csg_ray.storage.records import write_whole
 def build_table(study: Study) -> pa.Table:
     """One row per (trial, epoch); a trial that has none yet keeps one row without metrics.
 
-    Columns: id, state, reason, origin, `param/<path>` for every searched setting, the metrics.
+    Columns: id, state, reason, origin, `trial_seconds` (what the trial has cost in all on each
+    worker; `seconds` among the metrics is the epoch's), `param/<path>` for every searched setting,
+    the metrics.
     """
     rows = [
         {"id": trial.id, "state": trial.state, "reason": trial.reason, "origin": trial.origin}
+        | {"trial_seconds": trial.seconds}
         | {f"param/{path}": value for path, value in trial.params.items()}
         | dict(metrics)
         for trial in study.trials
@@ -41,10 +44,10 @@ def write_table(study: Study, path: StoragePath) -> None:
 
 
 def _order(name: str) -> tuple[int, str]:
-    leading = ["id", "state", "reason", "origin", "epoch"]
+    leading = ["id", "state", "reason", "origin", "epoch", "trial_seconds"]
     if name in leading:
         return leading.index(name), ""
-    return (5 if name.startswith("param/") else 6), name
+    return (len(leading) if name.startswith("param/") else len(leading) + 1), name
 
 
 def typed_column(values: Sequence[Any]) -> pa.Array:

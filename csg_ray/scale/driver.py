@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from csg_ray.results.cost import Meter
 from csg_ray.results.progress import Progress, TrialUpdate
 from csg_ray.results.selection import Outcome
-from csg_ray.results.study import Trial
+from csg_ray.results.study import Trial, cost_of
 from csg_ray.scale.halving import SuccessiveHalving
 from csg_ray.scale.retention import CheckpointKeeper
 from csg_ray.scale.suggestions import Suggestions
@@ -48,10 +49,12 @@ class StudyDriver:
         directory: the study's directory.
         progress: told of every change.
         trials: trials of earlier drivers, as read from the directory.
+        meter: of the study's budget; None: there is none.
 
     Attributes:
         halted: why the study cannot go on for now (a full disk, a store that is away, another
             process in its place), else None.
+        out_of_budget: whether the budget has kept a trial from going on.
     """
 
     def __init__(
@@ -60,8 +63,11 @@ class StudyDriver:
         directory: StoragePath,
         progress: Progress,
         trials: Sequence[Trial] = (),
+        meter: Meter | None = None,
     ) -> None:
         self.halted: Exception | None = None
+        self.out_of_budget = False
+        self._meter = meter or Meter()
         self._space = space
         self._directory = directory
         self._progress = progress
@@ -95,7 +101,7 @@ class StudyDriver:
 
     def next_trial(self) -> LiveTrial | None:
         """The next trial to run, written down before it is handed out; None if there is none."""
-        if self.halted or self.remaining == 0:
+        if self.halted or self.remaining == 0 or self._runs_out():
             return None
         suggestion = self._suggestions.ask()
         if suggestion is None:
@@ -138,7 +144,7 @@ class StudyDriver:
         return self._directory / "trials" / trial_id
 
     def report(self, trial_id: str, metrics: Mapping[str, Any]) -> bool:
-        """Take one epoch's metrics; True if the trial is to be cut now.
+        """Take one epoch's metrics; True if the trial is to end now: cut, or out of budget.
 
         An epoch that is known already (a trial that was restarted from its checkpoint repeats its
         last ones) changes nothing.
@@ -150,9 +156,11 @@ class StudyDriver:
             return False
         trial.results.append(dict(metrics))
         trial.starts = 0
+        self._meter.add(metrics.get("seconds", 0.0))
         self._progress.trial_updated(_update(trial_id, "running", trial.params, trial.results))
         trial.cut = trial.cut or self._cuts(trial_id, metrics)
-        return trial.cut
+        goes_on = self._end_state(trial.results, trial.cut, None)[0] == "unfinished"
+        return trial.cut or (goes_on and self._runs_out())
 
     def halt(self, reason: Exception) -> None:
         """Stop handing out trials and writing; the study stays restorable."""
@@ -166,6 +174,7 @@ class StudyDriver:
             return
         state, reason = self._end_state(trial.results, trial.cut, error)
         if state == "unfinished":
+            self._progress.trial_updated(_update(trial_id, state, trial.params, trial.results))
             return
         self._suggestions.tell(trial.number, state, trial.results)
         self._close(trial_id, state, reason, trial.results)
@@ -199,6 +208,18 @@ class StudyDriver:
         if cut:
             return "stopped", f"cut by ASHA after epoch {epoch}"
         return "unfinished", ""
+
+    def _runs_out(self) -> bool:
+        """Whether the budget is spent; asked only when a trial would start or go on."""
+        if not self._meter.is_spent():
+            return False
+        if not self.out_of_budget:
+            self.out_of_budget = True
+            self._progress.message(
+                f"the budget of {self._space.search.budget} is spent: no trial starts any more, "
+                "and those at work end with their epoch"
+            )
+        return True
 
     def _cuts(self, trial_id: str, metrics: Mapping[str, Any]) -> bool:
         objective = self._space.objectives[0]
@@ -294,4 +315,5 @@ def _update(
         metrics=dict(last),
         params=dict(params),
         reason=reason,
+        seconds=cost_of(results),
     )

@@ -35,10 +35,10 @@ class ThinnedHistory(InMemoryStorage):
         self._limit = limit
         self._num_best = num_best
         self._sign = -1.0 if maximize else 1.0
-        self._unfinished: set[int] = set()
+        self._unfinished: dict[int, None] = {}  # in the order of their numbers
         self._sample: list[tuple[int, int, int]] = []  # a heap: who is to go next is first
         self._best: list[tuple[tuple[float, ...], int]] = []
-        self._shown: list[FrozenTrial] | None = None  # the finished ones; None: to be collected
+        self._shown: list[int] | None = None  # the finished ones; None: to be collected
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """As Optuna has it."""
@@ -61,12 +61,15 @@ class ThinnedHistory(InMemoryStorage):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         """The trials that are shown, in the order of their numbers."""
+        if states == (TrialState.WAITING,):
+            return super().get_all_trials(study_id, deepcopy, states)
         if self._shown is None:
             ids = {trial_id for *_, trial_id in self._sample}
             ids.update(trial_id for _, trial_id in self._best)
-            self._shown = [self.get_trial(trial_id) for trial_id in sorted(ids)]
-        trials = self._shown + [self.get_trial(trial_id) for trial_id in self._unfinished]
-        trials.sort(key=lambda trial: trial.number)
+            self._shown = sorted(ids)
+        # One study to a storage: the ids of its trials are their numbers.
+        everything = super().get_all_trials(study_id, deepcopy=False)
+        trials = [everything[number] for number in sorted([*self._shown, *self._unfinished])]
         if states is not None:
             trials = [trial for trial in trials if trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
@@ -74,9 +77,9 @@ class ThinnedHistory(InMemoryStorage):
     def _note(self, trial: FrozenTrial) -> None:
         trial_id = trial._trial_id
         if not trial.state.is_finished():
-            self._unfinished.add(trial_id)
+            self._unfinished[trial_id] = None
             return
-        self._unfinished.discard(trial_id)
+        self._unfinished.pop(trial_id, None)
         self._shown = None
         failed = trial.state == TrialState.FAIL
         heapq.heappush(self._sample, (-int(failed), -_lot(trial), trial_id))

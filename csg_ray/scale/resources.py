@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from csg_ray.config.data import DigitScenesConfig, DigitsConfig
+from csg_ray.config.data import DigitScenesConfig, DigitsConfig, FilesConfig, TaskConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig
 from csg_ray.config.run import RunConfig
+from csg_ray.data.loader import MAX_AUTO_LOADERS
 from csg_ray.methods.base import TASK_STAGE, build_task_head
 from csg_ray.methods.csg import MAX_QUEUE_SIZE, check_patch_grid
 from csg_ray.models.encoders import build_encoder
@@ -98,6 +99,21 @@ def plan(space: SearchSpace, cluster: Cluster) -> Plan:
         checkpoint_bytes_per_trial=per_trial,
         disk_bytes=per_trial * checkpoints,
     )
+
+
+def cpus_for_loaders(config: TaskConfig, gpus: int, cluster: Cluster) -> int:
+    """Processors of one worker: a training on a GPU waits for its loaders.
+
+    With `data.workers` auto a GPU comes with its share of its machine's processors, as far as
+    loaders use them.
+    """
+    if config.workers != "auto":
+        return max(1, config.workers)
+    machines = [node for node in cluster.nodes if node.gpus >= gpus]
+    if gpus == 0 or not machines or not isinstance(config, FilesConfig):
+        return 1
+    share = min(int(node.cpus * gpus / node.gpus) for node in machines)
+    return min(max(1, share), MAX_AUTO_LOADERS + 1)
 
 
 def check_workers(workers: Workers, batch_size: int, cluster: Cluster) -> None:

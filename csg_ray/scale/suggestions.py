@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
 from optuna.trial import TrialState
 
 from csg_ray.results.optuna_study import (
@@ -22,6 +22,7 @@ from csg_ray.results.optuna_study import (
 )
 from csg_ray.results.study import Trial
 from csg_ray.scale.history import ThinnedHistory
+from csg_ray.scale.tpe import RememberingTPE
 from csg_ray.search_space import Choice, Domain, Float, Integer, SearchSpace
 from csg_ray.seeding import sub_seed
 
@@ -128,7 +129,7 @@ def _build_sampler(name: str, seed: int, num_trials: int) -> BaseSampler:
     if name == "tpe":
         # Optuna's ten random trials would be most of a small study.
         startup = max(4, min(10, num_trials // 3))
-        return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
+        return RememberingTPE(seed=seed, n_startup_trials=startup, constant_liar=True)
     return RandomSampler(seed=seed)
 
 

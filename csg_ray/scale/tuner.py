@@ -16,16 +16,17 @@ from csg_ray.config.errors import UserError
 from csg_ray.config.load import installed_version
 from csg_ray.config.reader import dump_yaml, read_yaml
 from csg_ray.data.load import load_splits
+from csg_ray.results.cost import Meter, spent_before
 from csg_ray.results.progress import Progress
 from csg_ray.results.provenance import collect_provenance, compare_provenance
-from csg_ray.results.study import STUDY_FORMAT, Trial, load_study
+from csg_ray.results.study import STUDY_FORMAT, Study, load_study
 from csg_ray.results.table import write_table
 from csg_ray.scale.claims import ClaimLock
 from csg_ray.scale.cluster import Cluster, check_shared, find_cluster, running
 from csg_ray.scale.driver import StudyDriver
 from csg_ray.scale.lock import StudyLock, lock_directory
 from csg_ray.scale.resources import Plan, check_models, plan
-from csg_ray.search_space import SearchSpace
+from csg_ray.search_space import NO_BUDGET, Changes, SearchSpace
 from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import write_atomically
 
@@ -72,7 +73,8 @@ def run_study(
         "restores": [],
     }
     with _created(directory, header, progress) as lock:
-        _drive(space, directory, _Means(cluster, layout, log_to, verbose), progress, lock)
+        means = _Means(cluster, layout, log_to, verbose)
+        _drive(load_study(directory), means, progress, lock)
 
 
 @contextmanager
@@ -119,38 +121,55 @@ def _create(directory: Path, header: dict[str, Any]) -> None:
 
 def restore_study(
     directory: StoragePath,
-    more: int,
+    changes: Changes,
     progress: Progress,
     verbose: bool,
     log_to: Sequence[str] = (),
-    fuse: int | str | None = None,
 ) -> None:
-    """Go on with a study from its plain files, with `more` trials on top of its total.
+    """Go on with a study from its plain files.
 
-    The other arguments are those of `run_study`, and `fuse` takes the place of `search.fuse`.
+    Args:
+        directory: the study's.
+        changes: what is another way from now on.
+        progress: as in `run_study`, and so are `verbose` and `log_to`.
+        verbose: see `progress`.
+        log_to: see `progress`.
 
     Raises:
-        UserError: not a study, one that is running, one whose data changed, or paused again.
+        UserError: not a study, one that is running, one whose data changed, one whose budget is
+            spent, or paused again.
     """
     study = load_study(directory)
     with lock_directory(directory, progress.message) as lock:
         study = load_study(directory)
         header = read_yaml(directory / "study.yaml")
-        space = study.space.with_num_trials(study.space.search.num_trials + more)
-        space = space.with_fuse(space.search.fuse if fuse is None else fuse)
+        space = changes.applied_to(study.space)
+        if study.budget_spent and changes.budget is None:
+            raise _spent(study)
         cluster = find_cluster(verbose)
         layout = plan(space, cluster)
         check_shared(directory, cluster)
         changed = compare_provenance(header["provenance"], _provenance(space))
         _report_changes(directory, changed, progress)
-        if space != study.space or changed:
+        # The time on the wall is that of the sessions, so that with a budget each is noted.
+        if space != study.space or changed or changes.budget or space.budget:
             header["space"] = space.to_mapping()
+            given = {"budget": changes.budget} if changes.budget else {}
             header.setdefault("restores", []).append(
-                {"at": _now(), "more": more, "changed": changed}
+                {"at": _now(), "more": changes.more, "changed": changed} | given
             )
+            header.pop("budget_spent", None)
             _write_header(directory, header)
         means = _Means(cluster, layout, log_to, verbose)
-        _drive(space, directory, means, progress, lock, study.trials)
+        _drive(load_study(directory), means, progress, lock)
+
+
+def _spent(study: Study) -> UserError:
+    budget = study.space.search.budget
+    return UserError(
+        f"the budget of {budget} of study {study.directory} is spent; give it a new one with "
+        f"--budget {budget}, or lift it with --budget {NO_BUDGET}"
+    )
 
 
 def _provenance(space: SearchSpace) -> dict[str, Any]:
@@ -181,15 +200,10 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _drive(
-    space: SearchSpace,
-    directory: StoragePath,
-    means: _Means,
-    progress: Progress,
-    lock: StudyLock | ClaimLock,
-    trials: Sequence[Trial] = (),
-) -> None:
+def _drive(study: Study, means: _Means, progress: Progress, lock: StudyLock | ClaimLock) -> None:
+    space, directory = study.space, study.directory
     objective = space.objectives[0]
+    meter = Meter(space.budget, space.resources, spent_before(study))
     progress.study_started(
         study=space.study,
         directory=directory,
@@ -197,8 +211,9 @@ def _drive(
         epochs=means.layout.epochs,
         metric=objective.metric,
         mode=objective.mode,
+        meter=meter,
     )
-    driver = StudyDriver(space, directory, progress, trials)
+    driver = StudyDriver(space, directory, progress, study.trials, meter)
     lock.when_lost(driver.halt)
     try:
         if driver.remaining:
@@ -216,6 +231,9 @@ def _drive(
                 run_tune(driver, space, layout, means.verbose, trackers, fusing.way)
             driver.collect_checkpoints()
         if driver.halted is None:
+            if driver.out_of_budget:
+                header = read_yaml(directory / "study.yaml")
+                _write_header(directory, header | {"budget_spent": _now()})
             write_table(load_study(directory), directory / "trials.parquet")
     finally:
         progress.study_finished()

@@ -85,7 +85,7 @@ def parse_search_space(mapping: Mapping[Any, Any]) -> SearchSpace:
     space = check_space(space)
     points = mapping.get("points_to_evaluate")
     parsed = parse_points(space, [] if points is None else points)
-    return replace(space, points_to_evaluate=parsed).check_num_trials()
+    return replace(space, points_to_evaluate=parsed).check_num_trials().check_budget()
 
 
 def _section(mapping: Mapping[Any, Any], key: str) -> dict[Any, Any]:

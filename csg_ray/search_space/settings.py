@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from csg_ray.config.errors import UserError, nearest
 from csg_ray.config.explain import shown, validate
 from csg_ray.config.methods import Section
+from csg_ray.search_space.budget import NO_BUDGET, parse_budget
 
 SPLITS = ("source_val", "target_val")
 SPLIT_METRICS = (
@@ -42,6 +43,11 @@ class SearchConfig(Section):
         (), description="several {metric, mode}; the sampler sees all, asha the first"
     )
     num_trials: int = Field(16, ge=1, le=1_000_000, description="in all, warm-start points too")
+    budget: str = Field(
+        NO_BUDGET,
+        description="90s, 45m, 2h, 1.5d on the wall; 16cpuh, 4gpuh kept busy: once it is spent no "
+        "trial starts, and those at work end with their epoch",
+    )
     sampler: Literal["tpe", "random", "grid", "nsga2"] = Field(
         "tpe", description="Optuna's; grid: combinations of choices, each once"
     )
@@ -63,6 +69,12 @@ class SearchConfig(Section):
     keep_checkpoints: int = Field(
         3, ge=1, description="under each selection rule, so many of the best keep their checkpoint"
     )
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _is_a_budget(cls, value: Any) -> Any:
+        parse_budget(value)
+        return value
 
 
 class ResourcesConfig(Section):

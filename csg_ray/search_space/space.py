@@ -14,6 +14,7 @@ from csg_ray.config.load import override_config, setting_fields
 from csg_ray.config.methods import METHOD_CONFIGS
 from csg_ray.config.places import absolute
 from csg_ray.config.run import SCORES, RunConfig
+from csg_ray.search_space.budget import Budget, parse_budget
 from csg_ray.search_space.domains import Branch, Choice, Domain, grid_size
 from csg_ray.search_space.settings import Objective, ResourcesConfig, SearchConfig, check_fuse
 
@@ -106,6 +107,11 @@ class SearchSpace:
         assert self.search.mode is not None
         return (Objective(metric=self.search.metric, mode=self.search.mode),)
 
+    @property
+    def budget(self) -> Budget | None:
+        """How much a search may take; None: as much as its trials need."""
+        return parse_budget(self.search.budget)
+
     def with_absolute_paths(self) -> SearchSpace:
         """The same study with the files that its settings name found from this folder."""
         points = [
@@ -128,6 +134,26 @@ class SearchSpace:
         validate(SearchConfig, {"num_trials": num_trials}, "search.")
         search = self.search.model_copy(update={"num_trials": num_trials})
         return replace(self, search=search).check_num_trials()
+
+    def with_budget(self, budget: str) -> SearchSpace:
+        """The same study with another budget.
+
+        Raises:
+            UserError: not a budget, or one of GPUs that no trial has.
+        """
+        validate(SearchConfig, {"budget": budget}, "search.")
+        search = self.search.model_copy(update={"budget": budget})
+        return replace(self, search=search).check_budget()
+
+    def check_budget(self) -> SearchSpace:
+        """Itself, if trials can spend the budget; else UserError."""
+        budget = self.budget
+        if budget is not None and budget.unit == "gpuh" and self.resources.gpus_per_worker == 0:
+            raise UserError(
+                f"search.budget is {budget.text}, but resources.gpus_per_worker is 0, so that no "
+                "trial would ever spend it; give it in cpuh, or as a time such as 2h"
+            )
+        return self
 
     def with_fuse(self, fuse: int | str) -> SearchSpace:
         """The same study with another `search.fuse`, on which no result depends.

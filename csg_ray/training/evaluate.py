@@ -21,6 +21,7 @@ from csg_ray.metrics import (
     HypersphericalEnergies,
     hyperspherical_energies,
 )
+from csg_ray.models.precision import float32_products
 from csg_ray.training.scores import score
 
 
@@ -140,13 +141,20 @@ def measure_split(
 
     Several ranks deal out the batches, and each returns what one process would.
     """
+    with float32_products(config.compute.precision):
+        return _measure_split(method, split, config, device)
+
+
+def _measure_split(
+    method: Method, split: Split, config: RunConfig, device: torch.device
+) -> Evaluation:
     was_training = method.training
     method.eval()
     confusion = ConfusionMatrix(len(split.class_names))
     sampled = _energy_sample(len(split), config.evaluation.hse_max_images).to(device)
     features: list[Tensor] = []
     non_finite = torch.zeros((), dtype=torch.int64, device=device)
-    for batch in eval_batches(split, config).share_of_all():
+    for batch in eval_batches(split, config, device).share_of_all():
         batch = batch.to(device)
         scores = score(method, batch.views[0], config)
         non_finite += ~scores.finite
@@ -180,7 +188,7 @@ def reference_accuracy(
     was_training = method.training
     method.eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for batch in class_eval_batches(images, config).share_of_all():
+    for batch in class_eval_batches(images, config, device).share_of_all():
         batch = batch.to(device)
         stage4 = method.features(batch.views[0])[TASK_STAGE]
         predicted = method.encoder.pretraining_logits(stage4).argmax(dim=1)

@@ -20,7 +20,8 @@ from csg_ray.seeding import sub_seed
 from csg_ray.storage.checkpoint import config_differences, load_checkpoint, save_checkpoint
 from csg_ray.storage.paths import StoragePath
 from csg_ray.training.evaluate import worst_metrics
-from csg_ray.training.loop import REFERENCE_ACCURACY, DivergedError, Metrics, Training
+from csg_ray.training.guard import DivergedError
+from csg_ray.training.loop import REFERENCE_ACCURACY, Metrics, Training
 from csg_ray.training.pictures import Pictures
 from csg_ray.training.stacked import stack_key, stacked
 from csg_ray.training.turns import Outcomes, in_turn, run_epoch_together
@@ -236,7 +237,7 @@ def _worst(trainings: list[Training]) -> Metrics:
     training = trainings[0]
     logs = {"loss": LOSS_WORST, **training.method.worst_logs}
     metrics = {f"train/{name}": value for name, value in logs.items()}
-    metrics["train/skipped_steps"] = float(max(each.skipped_in_a_row for each in trainings))
+    metrics["train/skipped_steps"] = float(max(each.guard.skipped_in_a_row for each in trainings))
     metrics["images_per_second"] = 0.0
     for split in training.splits.measured:
         for name, value in worst_metrics(split, training.config.data.task).items():

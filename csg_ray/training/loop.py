@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,10 +19,12 @@ from csg_ray.data.splits import DomainSplits
 from csg_ray.distributed import on_rank_zero, rank, shares, sum_over_ranks, world_size
 from csg_ray.methods import build_method
 from csg_ray.methods.base import EpochContext
+from csg_ray.models.precision import float32_products
 from csg_ray.seeding import rng_state, seed_everything, set_rng_state
 from csg_ray.storage.paths import StoragePath
 from csg_ray.training.evaluate import measure_split, reference_accuracy
-from csg_ray.training.optim import build_optimizer, schedule_learning_rate
+from csg_ray.training.guard import STEPS_BETWEEN_READS, DivergedError, StepGuard
+from csg_ray.training.optim import build_optimizer, schedule_learning_rate, step_unless
 from csg_ray.training.pictures import Pictures
 from csg_ray.training.spread import spread
 from csg_ray.training.turns import in_turn, run_epoch_together
@@ -32,10 +33,6 @@ Metrics = dict[str, float]
 OnEpochEnd = Callable[[Metrics, Callable[[StoragePath], None], Pictures | None], None]
 
 REFERENCE_ACCURACY = "reference_task/accuracy"
-
-
-class DivergedError(Exception):
-    """The training cannot go on; the message says what happened."""
 
 
 class Training:
@@ -48,7 +45,6 @@ class Training:
         images_key: equal for trainings whose `batches` are the same.
         confusion: (K, K) counts on target_val after the last epoch; rows are labels.
         log_sums: what the steps of the epoch have logged, added up.
-        skipped_steps: in the epoch.
         seconds: that the epoch has cost; `training_seconds` of them went into its steps.
     """
 
@@ -65,12 +61,17 @@ class Training:
         self.optimizer = build_optimizer(self.method, config.train)
         self._share = shares(batch_size)[rank()] / batch_size
         self.step = 0
-        self.skipped_in_a_row = 0
+        every_step = device.type == "cpu" or self.method.reads_every_step
+        self.guard = StepGuard(
+            config.train.max_gradient_norm,
+            config.train.max_skipped_steps,
+            device,
+            read_every=1 if every_step else STEPS_BETWEEN_READS,
+        )
         self.batches: Batches
         self.images_key: tuple[Any, ...]
         self.confusion: torch.Tensor
         self.log_sums: dict[str, torch.Tensor] = {}
-        self.skipped_steps = 0
         self.seconds = self.training_seconds = 0.0
         self._rng = rng_state()
 
@@ -104,17 +105,16 @@ class Training:
         config = self.config
         split = self.method.training_data(self.splits, epoch)
         num_views = self.method.num_views
-        self.batches = train_batches(split, config, num_views, epoch)
+        self.batches = train_batches(split, config, num_views, epoch, self.device)
         sizes = (config.train.batch_size, config.train.steps_per_epoch)
         images = (id(split), config.data, config.augment, num_views)
         self.images_key = (config.seed, epoch, *sizes, *images)
         self.log_sums = {}
-        self.skipped_steps = 0
 
     def train_on(self, batch: Batch) -> None:
         """Take a step on a batch, which is on the device."""
-        logs, stepped = self._train_step(batch)
-        self.skipped_steps += not stepped
+        with float32_products(self.config.compute.precision):
+            logs = self._train_step(batch)
         for name, value in logs.items():
             known = name in self.log_sums
             self.log_sums[name] = self.log_sums[name] + value if known else value.double()
@@ -123,7 +123,7 @@ class Training:
         """The metrics of the steps that were taken, and of the splits as they are now.
 
         Raises:
-            DivergedError: logits are not finite.
+            DivergedError: a loss was not finite, gradients were not, or logits are not.
         """
         metrics = self._training_metrics()
         self.method.on_epoch_end(EpochContext(epoch, self.splits, self.optimizer))
@@ -147,7 +147,7 @@ class Training:
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "skipped_in_a_row": self.skipped_in_a_row,
+            "skipped_in_a_row": self.guard.skipped_in_a_row,
             "rng": self._rng,
         }
 
@@ -156,7 +156,7 @@ class Training:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-        self.skipped_in_a_row = state["skipped_in_a_row"]
+        self.guard.skipped_in_a_row = state["skipped_in_a_row"]
         self._rng = state["rng"]
 
     def _load_reference_images(self) -> FileSplit | None:
@@ -169,18 +169,19 @@ class Training:
         return images
 
     def _training_metrics(self) -> Metrics:
+        skipped = self.guard.take_skipped(self.step)
         steps = len(self.batches)
         sums = torch.stack(list(self.log_sums.values())) * self._share
         totals = sum_over_ranks(sums).tolist()
         means = {name: total / steps for name, total in zip(self.log_sums, totals, strict=True)}
         metrics = {f"train/{name}": value for name, value in means.items()}
-        metrics["train/skipped_steps"] = float(self.skipped_steps)
+        metrics["train/skipped_steps"] = float(skipped)
         images = steps * self.config.train.batch_size
         metrics["images_per_second"] = images / self.training_seconds
         return metrics
 
-    def _train_step(self, batch: Batch) -> tuple[dict[str, torch.Tensor], bool]:
-        """One step; its logs, and whether the parameters moved."""
+    def _train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One step; its logs."""
         schedule_learning_rate(self.optimizer, self.config.train, self.step, self.total_steps)
         output = self._training_loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -188,33 +189,21 @@ class Training:
         torch.autograd.backward(output.loss * (self._share * world_size()))
         self.method.after_backward()
         self.step += 1
-        if stepped := self._is_healthy(output.loss.detach() * self._share):
-            self.optimizer.step()
+        skip = self._judge(output.loss.detach() * self._share)
+        if not (self.method.reads_every_step and bool(skip)):
+            step_unless(skip, self.optimizer)
             self.method.after_step(self.optimizer, self.step, self.total_steps)
-        return {"loss": output.loss.detach(), **output.logs}, stepped
+        return {"loss": output.loss.detach(), **output.logs}
 
-    def _is_healthy(self, loss: torch.Tensor) -> bool:
-        """Whether the gradients may be used; reads loss and norm in one wait for the device.
+    def _judge(self, loss: torch.Tensor) -> torch.Tensor:
+        """1.0 if the step is to be skipped.
 
         The loss is summed over the ranks, and DDP has made their gradients equal, so that all of
         them decide alike.
         """
-        parameters = self.method.parameters()
-        gradients = [param.grad for param in parameters if param.grad is not None]
+        gradients = [param.grad for param in self.method.parameters() if param.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        loss_value, norm_value = torch.stack([sum_over_ranks(loss), norm]).tolist()
-        if not math.isfinite(loss_value):
-            raise DivergedError(f"the loss is {loss_value} at step {self.step}")
-        # Written so that a norm that is NaN is refused too.
-        if norm_value <= self.config.train.max_gradient_norm:
-            self.skipped_in_a_row = 0
-            return True
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= self.config.train.max_skipped_steps:
-            raise DivergedError(
-                f"{self.skipped_in_a_row} gradients in a row were unusable at step {self.step}"
-            )
-        return False
+        return self.guard.judge(sum_over_ranks(loss), norm, self.step)
 
 
 def fit(

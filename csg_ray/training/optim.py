@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from csg_ray.config.run import TrainConfig
@@ -20,8 +20,10 @@ class LearningRateInBufferSGD(Optimizer):
     """SGD whose momentum buffer holds the learning rate: v <- mu v + lr (g + wd p); p <- p - v.
 
     The authors' form. With a constant rate it equals torch's; after a change of the rate the old
-    one lingers in the buffer.
+    one lingers in the buffer. Like torch's fused optimizers it does nothing where `found_inf` is 1.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -30,14 +32,18 @@ class LearningRateInBufferSGD(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         assert closure is None
+        found_inf = torch.zeros(()) if self.found_inf is None else self.found_inf
+        skip = found_inf == 1
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is None:
                     continue
                 buffer = self._buffer(param)
                 gradient = param.grad.add(param, alpha=group["weight_decay"])
-                buffer.mul_(group["momentum"]).add_(gradient, alpha=group["lr"])
-                param.sub_(buffer)
+                moved = (buffer * group["momentum"]).add_(gradient, alpha=group["lr"])
+                # Not by a factor of 0, which would leave a NaN what it is.
+                buffer.copy_(torch.where(skip, buffer, moved))
+                param.copy_(torch.where(skip, param, param - moved))
 
     def _buffer(self, param: nn.Parameter) -> torch.Tensor:
         state = self.state[param]
@@ -61,13 +67,28 @@ def build_optimizer(method: Method, config: TrainConfig) -> Optimizer:
         return LearningRateInBufferSGD(
             groups, config.learning_rate, config.momentum, config.weight_decay
         )
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups,
         lr=config.learning_rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         fused=True,
     )
+    if config.momentum > 0:
+        # The fused kernel makes them at the first step, and leaves them unset if that is skipped.
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
+    return optimizer
+
+
+def step_unless(skip: Tensor, optimizer: Optimizer) -> None:
+    """One step of an optimizer of `build_optimizer`; none if `skip` is 1.
+
+    Nobody waits for the device to find out: the kernels read the number themselves.
+    """
+    optimizer.found_inf = skip  # type: ignore[attr-defined]
+    optimizer.step()
 
 
 def learning_rate_scale(

@@ -22,7 +22,9 @@ from csg_ray.distributed import world_size
 from csg_ray.methods.base import Method
 from csg_ray.methods.csg import CSG
 from csg_ray.methods.vanilla import Vanilla
-from csg_ray.training.loop import DivergedError, Training
+from csg_ray.models.precision import float32_products
+from csg_ray.training.guard import DivergedError
+from csg_ray.training.loop import Training
 from csg_ray.training.optim import schedule_learning_rate
 from csg_ray.training.turns import Outcomes, companies, own_batches
 
@@ -45,7 +47,16 @@ def stack_key(training: Training) -> Hashable | None:
         own = method.reference, method.queue_size, method.num_views
     sgd = config.train.sgd_form, config.train.momentum > 0
     steps = config.train.batch_size, training.steps_per_epoch
-    return settings, own, config.model, config.data, sgd, steps, str(training.device)
+    return (
+        settings,
+        own,
+        config.model,
+        config.compute,
+        config.data,
+        sgd,
+        steps,
+        str(training.device),
+    )
 
 
 def stacked(trainings: Sequence[Training], outcomes: Outcomes) -> Iterator[None]:
@@ -60,7 +71,9 @@ def stacked(trainings: Sequence[Training], outcomes: Outcomes) -> Iterator[None]
     order = [next(n for n, each in enumerate(together) if one in each) for one in trainings]
     stack = _Stack(trainings)
     for batches in zip(*streams, strict=True):
-        stack.step(batches[0] if len(batches) == 1 else _stack([batches[n] for n in order]))
+        batch = batches[0] if len(batches) == 1 else _stack([batches[n] for n in order])
+        with float32_products(trainings[0].config.compute.precision):
+            stack.step(batch)
         yield
     stack.commit(outcomes)
 
@@ -165,7 +178,7 @@ class _Stack:
     def _start_counting(self) -> None:
         self.step_number = 0
         self.log_sums: dict[str, Tensor] = {}
-        in_a_row = [training.skipped_in_a_row for training in self.trainings]
+        in_a_row = [training.guard.skipped_in_a_row for training in self.trainings]
         self.in_a_row = torch.tensor(in_a_row, device=self.flat.device)
         self.alive = torch.ones_like(self.in_a_row, dtype=torch.bool)
         self.stepped = torch.zeros_like(self.alive)
@@ -184,7 +197,7 @@ class _Stack:
             self.log_sums[name] = self.log_sums.get(name, 0.0) + value.double()
         self._update(stepped)
         for stage, queue in self.queues.items():
-            self.queues[stage] = queue.enqueue(keys[stage], stepped)
+            self.queues[stage] = queue.enqueue(keys[stage], self.alive)
         self.step_number += 1
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -206,7 +219,7 @@ class _Stack:
         """Which of them step, (K,); the others skip this one, or have diverged. No wait."""
         assert self.flat.grad is not None
         finite = losses.isfinite()
-        usable = torch.linalg.vector_norm(self.flat.grad, dim=1) <= self.max_norm
+        usable: Tensor = torch.linalg.vector_norm(self.flat.grad, dim=1) <= self.max_norm
         counted = self.alive & finite
         row = torch.where(usable, 0, self.in_a_row + 1)
         self.in_a_row = torch.where(counted, row, self.in_a_row)
@@ -239,7 +252,7 @@ class _Stack:
         self.stepped |= stepped
         if self.ema_heads.numel() > 0:
             heads = self.flat[:, -self.ema_heads.shape[1] :]
-            self.ema_heads.lerp_(heads, self.ema_step * lane)
+            self.ema_heads.lerp_(heads, self.ema_step * self.alive.unsqueeze(1))
 
     @torch.no_grad()
     def commit(self, outcomes: Outcomes) -> None:
@@ -252,8 +265,9 @@ class _Stack:
         }
         losses = self.last_loss.tolist()
         for k, (training, own) in enumerate(zip(self.trainings, numbers.T.tolist(), strict=True)):
-            lived, training.skipped_in_a_row, training.skipped_steps, stepped, alive = own
+            lived, in_a_row, skipped, stepped, alive = own
             training.step += lived
+            training.guard.take_over(skipped, in_a_row)
             training.log_sums = {
                 name: value[k]
                 for name, value in self.log_sums.items()
@@ -274,8 +288,11 @@ class _Stack:
             return  # as SGD has no buffer before its first step, and none without momentum
         pieces = torch.split(self.momentum_buffers[k], self.sizes)
         for param, piece in zip(_trained(training), pieces, strict=True):
-            buffer = piece.view_as(param).clone()
-            training.optimizer.state[param]["momentum_buffer"] = buffer
+            state = training.optimizer.state[param]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.empty_like(param)
+            # Copied, so that the buffer has the parameter's memory format.
+            state["momentum_buffer"].copy_(piece.view_as(param))
 
     def _gather(self, of: Callable[[Training], Sequence[Tensor]]) -> Tensor:
         """All elements of every training's tensors, (K, P)."""
@@ -355,7 +372,7 @@ def _scatter(row: Tensor, tensors: Sequence[Tensor]) -> None:
 
 def _divergence(training: Training, loss: float) -> DivergedError:
     if math.isfinite(loss):
-        reason = f"{training.skipped_in_a_row} gradients in a row were unusable"
+        reason = f"{training.guard.skipped_in_a_row} gradients in a row were unusable"
     else:
         reason = f"the loss is {loss}"
     return DivergedError(f"{reason} at step {training.step}")

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 
 import torch
 
+from csg_ray.training.guard import DivergedError
 from csg_ray.training.lanes import Lane, LaneGroup
-from csg_ray.training.loop import DivergedError, Training
+from csg_ray.training.loop import Training
 from csg_ray.training.stacked import stack_key, stacked
 from csg_ray.training.turns import Outcomes, Rounds, in_turn
 
@@ -76,7 +77,7 @@ def _put_back(trainings: Sequence[Training]) -> Iterator[None]:
     """Within it trainings may go on; afterwards they are what they were before."""
     kept = [
         (
-            dict(vars(training)),
+            vars(training) | {"guard": copy.deepcopy(training.guard)},
             copy.deepcopy(training.method.state_dict()),
             copy.deepcopy(training.optimizer.state_dict()),
         )

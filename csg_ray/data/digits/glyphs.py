@@ -68,7 +68,17 @@ def render_glyphs(
             for index in range(num_glyphs)
         ]
     )
-    return to_images(counts), np.arange(num_glyphs, dtype=np.int64) % NUM_CLASSES
+    return to_images(counts), glyph_labels(num_glyphs)
+
+
+def glyph_labels(num_glyphs: int) -> NDArray[np.int64]:
+    """The classes of a sequence of glyphs, which take turns."""
+    return np.arange(num_glyphs, dtype=np.int64) % NUM_CLASSES
+
+
+def font_path(face: str) -> Path:
+    """The file of a face."""
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
 
 
 def _render(faces: tuple[str, ...], digit: int, seed: int) -> NDArray[np.uint8]:
@@ -89,9 +99,8 @@ def _render(faces: tuple[str, ...], digit: int, seed: int) -> NDArray[np.uint8]:
 
 @cache
 def _font(face: str) -> ImageFont.FreeTypeFont:
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
     # The basic layout is in every build of Pillow, so the same glyphs come out everywhere.
-    return ImageFont.truetype(str(path), FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(str(font_path(face)), FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
 
 
 @cache

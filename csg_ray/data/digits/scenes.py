@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from csg_ray.config.data import DigitScenesConfig
-from csg_ray.data.digits.glyphs import NUM_CLASSES, TRAIN_FAMILIES, VAL_FAMILIES, render_glyphs
+from csg_ray.data.digits.glyphs import NUM_CLASSES, TRAIN_FAMILIES, VAL_FAMILIES
+from csg_ray.data.digits.rendered import rendered_glyphs
 from csg_ray.data.digits.sensor import BITMAP_SIDE
 from csg_ray.data.digits.task import handwritten_images
 from csg_ray.data.splits import IGNORED, ArraySceneSplit, DomainSplits, SealedSplit
@@ -47,7 +48,7 @@ def load_digit_scenes(config: DigitScenesConfig) -> DomainSplits:
 
 
 def _source(name: str, families: tuple[str, ...], seed: int, num_scenes: int) -> ArraySceneSplit:
-    glyphs, digits = render_glyphs(f"scenes/{name}", families, seed, max(200, num_scenes))
+    glyphs, digits = rendered_glyphs(f"scenes/{name}", families, seed, max(200, num_scenes))
     return _compose(name, glyphs, digits, seed, num_scenes)
 
 

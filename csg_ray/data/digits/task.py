@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from csg_ray.config.data import DigitsConfig
-from csg_ray.data.digits.glyphs import NUM_CLASSES, TRAIN_FAMILIES, VAL_FAMILIES, render_glyphs
+from csg_ray.data.digits.glyphs import NUM_CLASSES, TRAIN_FAMILIES, VAL_FAMILIES
+from csg_ray.data.digits.rendered import rendered_glyphs
 from csg_ray.data.digits.sensor import to_images
 from csg_ray.data.splits import UNLABELLED, ArraySplit, DomainSplits, SealedSplit
 from csg_ray.seeding import sub_seed
@@ -70,7 +71,7 @@ def split_target(labels: NDArray[np.int64], seed: int) -> TargetIndices:
 
 
 def _source_split(name: str, families: tuple[str, ...], seed: int, num_glyphs: int) -> ArraySplit:
-    images, labels = render_glyphs(name, families, seed, num_glyphs)
+    images, labels = rendered_glyphs(name, families, seed, num_glyphs)
     return ArraySplit(name, images, torch.from_numpy(labels), CLASS_NAMES)
 
 

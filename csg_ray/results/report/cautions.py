@@ -9,6 +9,7 @@ from typing import Any
 
 from csg_ray.config.data import has_sealed_split
 from csg_ray.config.errors import UserError
+from csg_ray.results.cost import what_budget_left
 from csg_ray.results.picks import RulePick, read_test_results
 from csg_ray.results.report.plots import short
 from csg_ray.results.reruns import pair_up, winner
@@ -47,6 +48,7 @@ def find_cautions(
         *_too_few_seeds(study, best, reruns),
         *_at_an_edge(study, best),
         *_still_rising(study, best),
+        *_out_of_budget(study),
         *_ended_badly(study),
         *_few_completed(study),
         *_ties(picks),
@@ -177,6 +179,15 @@ def _still_rising(study: Study, best: Trial | None) -> Iterator[Caution]:
         yield Caution(
             f"The best trial is at its best in its last epoch ({best.epoch}): it may not be done.",
             "Search with more train.epochs.",
+        )
+
+
+def _out_of_budget(study: Study) -> Iterator[Caution]:
+    if study.budget_spent:
+        budget = study.space.search.budget
+        yield Caution(
+            f"The {what_budget_left(study)}.",
+            f"csg-ray restore {study.directory} --budget {budget} goes on with them.",
         )
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from csg_ray.config.data import has_sealed_split
-from csg_ray.results.cost import Cost, study_cost
+from csg_ray.results.cost import Cost, describe_cost, study_cost
 from csg_ray.results.export import selected_with_target_labels
 from csg_ray.results.picks import TIES, RulePick, rule_picks
 from csg_ray.results.report.cautions import Caution, find_cautions
@@ -68,11 +68,15 @@ def build_report(study: Study) -> Report:
 def render_page(report: Report) -> str:
     """The report as HTML."""
     loader = PackageLoader("csg_ray.results.report", "")
+    study = report.study
+
+    def cost_of(seconds: float | None) -> str:
+        return describe_cost(seconds, study.space.resources)
+
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"metric": _metric, "value": short, "minutes": _minutes}
-    study = report.study
+    environment.filters |= {"metric": _metric, "value": short, "cost": cost_of}
     return environment.get_template("page.html.jinja").render(
         study=study,
         rule=report.rule,
@@ -165,7 +169,3 @@ def _metric(metrics: Mapping[str, Any] | None, name: str) -> str:
         return "-"
     spread = (metrics or {}).get(f"{name}_std")
     return f"{value:.3f}" if spread is None else f"{value:.3f} ± {spread:.3f}"
-
-
-def _minutes(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds / 60:.1f}"
