@@ -101,7 +101,7 @@ def test_one_is_cut_one_raises_one_diverges_and_the_next_take_their_places(
     mapping = space_mapping(4, 2, **SEARCH)
     mapping["base"] |= {"train.max_skipped_steps": 1}
     mapping["space"] = {limit: {"loguniform": [1e-9, 1e4]}}
-    mapping["points_to_evaluate"] = [{limit: value} for value in (1e4, 1e4, 1e-9, 1e3)]
+    mapping["points_to_evaluate"] = [{limit: value} for value in (1e4, 5e3, 1e-9, 1e3)]
     run_study(
         parse_search_space(mapping | {"resources": RESOURCES}),
         tmp_path / "s",
