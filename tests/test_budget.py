@@ -281,8 +281,8 @@ def test_the_summary_says_what_ended_it_and_how_to_go_on(
     said = "The budget of 2h is spent: of 6 trials 2 ended, 1 can go on and 3 were not begun.\n"
     assert said in out
     assert "Next:\n  csg-ray restore s --budget 2h\n" in out
-    whats = [caution.what for caution in find_cautions(load_study("s"), None, [], [])]
-    assert said.rstrip() in whats
+    sentences = [caution.what for caution in find_cautions(load_study("s"), None, [], [])]
+    assert said.rstrip() in sentences
 
 
 def test_before_any_trial_completed_it_says_what_to_do(

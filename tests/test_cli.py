@@ -18,7 +18,7 @@ from csg_ray.cli import main
 from csg_ray.config.errors import UserError
 from csg_ray.results.cost import Meter, describe_seconds
 from csg_ray.results.progress import Progress, TrialUpdate
-from csg_ray.search_space import SearchSpace
+from csg_ray.search_space import Changes, SearchSpace
 
 MakeStudy = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
@@ -580,7 +580,7 @@ def test_a_full_disk_says_how_to_go_on(
 def test_restore_passes_more_on(scale: SimpleNamespace, study: Path, capsys: Capture) -> None:
     assert main(["restore", str(study), "--more", "3"]) == 0
 
-    assert scale.ran == [(study, 3, False)]
+    assert scale.ran == [(study, Changes(more=3), False)]
     assert "Best trial: 0003" in capsys.readouterr().out
 
 

@@ -101,7 +101,7 @@ BAD_OVERRIDES: list[tuple[dict[Any, Any], str]] = [
     (
         {"zzz": 1},
         "unknown setting 'zzz': allowed are "
-        "seed, data.*, model.*, method.*, augment.*, train.*, evaluation.*",
+        "seed, data.*, model.*, method.*, augment.*, train.*, compute.*, evaluation.*",
     ),
     ({5: 1}, "unknown setting '5': allowed are seed"),
     ({"augment": {}}, "'augment' is a group of settings; name one of augment.implementation, "),

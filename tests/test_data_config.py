@@ -60,7 +60,7 @@ def test_published_settings_of_the_segmentation() -> None:
     found = data.model_dump(exclude={"gta5", "cityscapes"})
     assert found == {
         "name": "gta5_cityscapes",
-        "workers": 0,
+        "workers": "auto",
         "flip": True,
         "min_scale": 0.75,
         "max_scale": 1.25,

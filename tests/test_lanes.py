@@ -14,19 +14,19 @@ from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig, FeatureL2Config, VanillaConfig
 from csg_ray.config.run import AugmentConfig, ModelConfig
 from csg_ray.data.loader import Batch
+from csg_ray.data.resident import ResidentTrainLoader
 from csg_ray.methods.base import ReferenceMethod, StepOutput
 from csg_ray.methods.csg import CSG
+from csg_ray.seeding import sub_seed
 from csg_ray.training.lanes import EpochReport, Lane
 from csg_ray.training.ways import measure_ways
 from lanes_alone import (
-    CPU,
     alone,
     assert_same,
     config_of,
     end_of,
     group_of,
     lane_of,
-    small_splits,
 )
 from method_settings import method_config
 
@@ -148,39 +148,39 @@ def test_a_lane_that_fails_or_diverges_leaves_the_others_alone(
 
 
 def test_images_that_cannot_be_read_fail_those_that_need_them(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lanes = {name: lane_of(CONFIGS[name]) for name in ("published", "lambda", "magnitude")}
-    broken = small_splits(CONFIGS["published"].data)
+    expected, *_ = alone(CONFIGS["published"], tmp_path, monkeypatch)
+    load = ResidentTrainLoader.__call__
 
-    def refuse(index: int) -> Any:
-        raise UserError(f"image {index} is damaged")
+    def refuse(loader: ResidentTrainLoader, draws: Tensor) -> Batch:
+        if loader.seed == damaged:
+            raise UserError("image 3 is damaged")
+        return load(loader, draws)
 
-    object.__setattr__(broken.source_train, "image", refuse)
-    try:
-        group = group_of({"broken": Lane(config_of(seed=5), broken, CPU)} | lanes)
-        with monkeypatch.context():
-            reports = group.run_epoch()
-    finally:
-        object.__delattr__(broken.source_train, "image")
-    assert all(isinstance(report, UserError) for report in reports.values())
+    damaged = sub_seed(5, "augment/1")
+    monkeypatch.setattr(ResidentTrainLoader, "__call__", refuse)
+    lanes = {name: lane_of(config_of(seed=5)) for name in "ab"}
+    reports = group_of(lanes | {"whole": lane_of(CONFIGS["published"])}).run_epoch()
+    assert isinstance(reports["a"], UserError)
+    assert isinstance(reports["b"], UserError)
+    assert_same(end_of(reports["whole"], tmp_path), expected)
 
 
 class Watch:
-    """Counts images read, and the batches that a reference encoder has seen."""
+    """Counts images loaded, and the batches that a reference encoder has seen."""
 
     def __init__(self, lanes: dict[str, Lane], monkeypatch: pytest.MonkeyPatch) -> None:
         self.images = 0
         self.batches = 0
         self.encoders: dict[int, Any] = {}
-        split = next(iter(lanes.values())).trainings[0].splits.source_train
-        kind, read = type(split), type(split).image
+        load = ResidentTrainLoader.__call__
 
-        def image(own: Any, index: int) -> Any:
-            self.images += own is split
-            return read(own, index)
+        def counted(loader: ResidentTrainLoader, draws: Tensor) -> Batch:
+            self.images += len(draws)
+            return load(loader, draws)
 
-        monkeypatch.setattr(kind, "image", image)
+        monkeypatch.setattr(ResidentTrainLoader, "__call__", counted)
         for lane in lanes.values():
             for training in lane.trainings:
                 assert isinstance(training.method, ReferenceMethod)
