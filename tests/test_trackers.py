@@ -17,6 +17,7 @@ from csg_ray.cli import main
 from csg_ray.results.study import load_study
 from csg_ray.scale.trackers import TrackerCallback, build_trackers
 from csg_ray.scale.tuner import run_study
+from csg_ray.search_space import Changes
 from small_study import Recorder, assert_whole, small_space
 from written_study import write_study
 
@@ -159,9 +160,9 @@ def test_the_trackers_that_are_named_reach_a_search_and_a_restore(
         write_study(directory, ("completed", [(0.6, 0.7, 0.95)] * 3))
 
     def restore_study(
-        directory: Path, more: int, progress: Any, verbose: bool, to: Any, budget: Any
+        directory: Path, changes: Changes, progress: Any, verbose: bool, to: Any
     ) -> None:
-        asked.append((f"restore {more}", to))
+        asked.append((f"restore {changes.more}", to))
 
     tuner = SimpleNamespace(run_study=run_study, restore_study=restore_study)
     monkeypatch.setitem(sys.modules, "csg_ray.scale.tuner", tuner)
