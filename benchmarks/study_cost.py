@@ -123,7 +123,7 @@ class Contender:
     name: str
     sampler: str = "tpe"
     stops: bool = True
-    grace: int = 2
+    grace: int = 3
     reduction: int = 3
     tpe: dict[str, Any] | None = None  # Optuna's arguments; None: as shipped
     eager: bool = False  # decides from the second trial of a rung on
@@ -169,7 +169,7 @@ MAIN = [
 VARIANTS = [
     Contender("random and ASHA", sampler="random"),
     Contender("grace 1", grace=1),
-    Contender("grace 3", grace=3),
+    Contender("grace 2", grace=2),
     Contender("grace 5", grace=5),
     Contender("reduction 2", reduction=2),
     Contender("reduction 4", reduction=4),

@@ -12,12 +12,15 @@ import torch
 from csg_ray.config.data import DigitScenesConfig, DigitsConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import CSGConfig
-from csg_ray.config.run import ModelConfig, RunConfig, TrainConfig
+from csg_ray.config.run import ComputeConfig, ModelConfig, RunConfig, TrainConfig
+from csg_ray.data.load import load_splits
+from csg_ray.data.loader import Batch
 from csg_ray.methods import METHODS
 from csg_ray.metrics import hyperspherical_energies
 from csg_ray.scale.gpu_share import CurrentGpu, train_within
 from csg_ray.storage.checkpoint import load_checkpoint
-from csg_ray.training.loop import Metrics, fit
+from csg_ray.training.lanes import EpochReport, Lane, LaneGroup, Way
+from csg_ray.training.loop import Metrics, Training, fit
 from method_settings import method_config, stylised_copies
 
 pytestmark = [
@@ -77,6 +80,62 @@ def test_every_method_trains_on_cuda(tmp_path: Path, name: str, like: RunConfig)
     reports = _train(tmp_path / "run", config=config)
     assert [report["diverged"] for report in reports] == [0, 0]
     assert all(math.isfinite(value) for report in reports for value in report.values())
+
+
+def _training(config: RunConfig, steps: int) -> tuple[Training, list[Batch]]:
+    """A training on CUDA, and its first batches there."""
+    training = Training(config, load_splits(config.data), torch.device("cuda"))
+    training.begin_epoch(1)
+    batches = [batch.to("cuda") for batch in training.batches]
+    return training, batches[:steps]
+
+
+@pytest.mark.parametrize("config", [CONFIG, SCENES], ids=["digits", "scenes"])
+def test_a_step_does_not_wait_for_the_gpu(config: RunConfig) -> None:
+    training, (first, second, *_) = _training(config, 2)
+    training.train_on(first)  # the first one allocates, and chooses kernels
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training.train_on(second)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert training.guard.take_skipped(2) == 0
+
+
+def test_encoders_run_in_bfloat16_and_nothing_is_kept_in_it() -> None:
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("this GPU has no bfloat16")
+    training, (batch, *_) = _training(CONFIG, 1)
+    maps = training.method.features(batch.views[0])
+    assert maps[4].dtype == torch.float32
+    assert maps[4].equal(maps[4].bfloat16().float())
+    training.train_on(batch)
+    state = training.method.state_dict()
+    kept = [tensor for tensor in state.values() if isinstance(tensor, torch.Tensor)]
+    kept += [state["momentum_buffer"] for state in training.optimizer.state.values()]
+    assert {tensor.dtype for tensor in kept if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_stacked_lanes_on_cuda_are_those_in_turn() -> None:
+    exact = RunConfig(**dict(CONFIG) | {"compute": ComputeConfig(precision="fp32")})
+    strengths = (0.1, 0.5, 2.0)
+    methods = [CSGConfig(queue_size=40, loss_weight=strength) for strength in strengths]
+    ends = {}
+    ways: tuple[Way, ...] = ("in_turn", "stacked")
+    for how in ways:
+        group = LaneGroup(how)
+        for number, method in enumerate(methods):
+            config = exact.model_copy(update={"method": method})
+            lane = Lane(config, load_splits(config.data), torch.device("cuda"))
+            group.add(str(number), lane)
+        ends[how] = group.run_epoch()
+    for name, report in ends["in_turn"].items():
+        stacked = ends["stacked"][name]
+        assert isinstance(report, EpochReport)
+        assert isinstance(stacked, EpochReport)
+        for key in ("train/loss", "train/nce", "target_val/hse"):
+            assert stacked.metrics[key] == pytest.approx(report.metrics[key], rel=1e-3), key
 
 
 def test_a_resumed_training_on_cuda_is_as_good_as_the_same(tmp_path: Path) -> None:

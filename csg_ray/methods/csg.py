@@ -84,7 +84,7 @@ class CSG(ReferenceMethod):
         """CE + lambda * sum over G of InfoNCE (Eq. 4 and 5); the new keys wait for `after_step`."""
         task, nce, self._pending_keys = self.loss_parts(batch, self.temperature)
         fill = self._queue(self._first_queue).num_filled / self.queue_size
-        logs = {"nce": nce.detach(), "queue_fill": torch.tensor(fill)}
+        logs = {"nce": nce.detach(), "queue_fill": nce.new_full((), fill)}
         return StepOutput(task + self.loss_weight * nce, logs)
 
     def loss_parts(
