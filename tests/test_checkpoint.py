@@ -11,7 +11,7 @@ import torch
 from csg_ray.config.data import DigitsConfig
 from csg_ray.config.errors import UserError
 from csg_ray.config.methods import VanillaConfig
-from csg_ray.config.run import ModelConfig, RunConfig
+from csg_ray.config.run import ComputeConfig, ModelConfig, RunConfig
 from csg_ray.storage.checkpoint import (
     config_differences,
     load_checkpoint,
@@ -109,3 +109,10 @@ def test_loader_processes_are_free_to_differ() -> None:
     assert (
         config_differences(RunConfig(data=DigitsConfig(workers=3)).model_dump(), RunConfig()) == []
     )
+
+
+def test_how_it_is_computed_is_free_to_differ_and_to_be_older_than_its_settings() -> None:
+    saved = RunConfig(compute=ComputeConfig(precision="bf16")).model_dump()
+    assert config_differences(saved, RunConfig()) == []
+    del saved["compute"]
+    assert config_differences(saved, RunConfig()) == []

@@ -14,8 +14,8 @@ from csg_ray.storage.paths import StoragePath
 from csg_ray.storage.records import write_whole
 
 FORMAT = 1
-# Settings that change none of the numbers.
-FREE_SETTINGS = {"data.workers"}
+# Settings, by how their paths begin, that change none of the numbers, or their rounding alone.
+FREE_SETTINGS = ("data.workers", "compute.")
 
 
 def save_checkpoint(path: StoragePath, state: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ def config_differences(saved: dict[str, Any], config: RunConfig) -> list[str]:
     paths = [
         path
         for path in sorted(there.keys() | here.keys())
-        if there.get(path) != here.get(path) and path not in FREE_SETTINGS
+        if there.get(path) != here.get(path) and not path.startswith(FREE_SETTINGS)
     ]
     paths = [path for path in paths if path.endswith(".name")] or paths
     return [f"{path} {there.get(path)!r} there, {here.get(path)!r} here" for path in paths]
