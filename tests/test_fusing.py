@@ -104,10 +104,10 @@ def test_the_faster_way_of_a_given_number() -> None:
 def test_it_is_measured_with_the_first_trials() -> None:
     space = space_of(base=STEPS)
     configs = [space.config_for({"method.temperature": t}).model_dump() for t in (0.07, 0.2)]
-    fusing = measure_fusing(configs, (2,), 1, auto=True)
+    fusing = measure_fusing(configs, (2,), 1, 0, auto=True)
     assert fusing.count in (1, 2)
     assert fusing.reason.startswith("search.fuse auto: ")
-    assert measure_fusing(configs, (2,), 1, auto=False).count == 2
+    assert measure_fusing(configs, (2,), 1, 0, auto=False).count == 2
 
 
 def test_another_number_is_checked_as_in_a_file() -> None:

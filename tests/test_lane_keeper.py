@@ -200,3 +200,27 @@ def test_a_trial_on_another_disk_is_told_so(
     joined = keeper().join(assignment)
     assert joined.finished
     assert "is not visible from" in joined.reports[0]["error"]
+
+
+def test_a_gpu_that_is_broken_ends_the_process_and_fails_no_trial(
+    tmp_path: Path, keeper: Callable[[], LaneKeeper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EndedError(Exception):
+        pass
+
+    def end(code: int) -> None:
+        raise EndedError(code)
+
+    def broken(*_: object) -> None:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr("os._exit", end)
+    own = keeper()
+    own.join(assign(tmp_path, "0001", config_of(0.1)))
+    monkeypatch.setattr("csg_ray.training.loop.Training.train_on", broken)
+    with pytest.raises(EndedError):
+        own.train(["0001"])
+    monkeypatch.setattr("csg_ray.scale.lane_keeper.Lane", broken)
+    with pytest.raises(EndedError):
+        own.join(assign(tmp_path, "0002", config_of(0.2)))
+    assert not list(tmp_path.glob("*/error.txt"))

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from csg_ray.scale import lane_trial
-from csg_ray.scale.lane_trial import MAX_LOSSES, Joined, LaneTrial, Report
+from csg_ray.scale.lane_trial import MAX_LOSSES, MAX_LOST_JOINS, Joined, LaneTrial, Report
 
 
 class Worker:
@@ -70,11 +70,7 @@ class Dead(Worker):
 
 @pytest.fixture(autouse=True)
 def _ray_that_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wait(asked: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
-        return asked, []
-
     monkeypatch.setattr(ray, "get", lambda call: call())
-    monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(lane_trial, "RETRY_SECONDS", 0.001)
 
 
@@ -125,6 +121,26 @@ def test_a_trial_that_ends_its_process_again_and_again_fails() -> None:
     assert follow(Worker("dies", "dies", "trains", "dies", "dies", "trains", "trains")) == [1, 2, 3]
     (reason,) = follow(Worker(*["dies"] * MAX_LOSSES))
     assert reason == "its process died 3 times in a row without a finished epoch"
+
+
+def test_a_trial_that_ends_every_process_that_makes_its_lane_fails() -> None:
+    class Deadly(Worker):
+        left = 0
+
+        def do_join(self, assignment: dict[str, Any], alone: bool) -> Joined | None:
+            if self.left > 0:
+                self.left -= 1
+                raise RayActorError
+            return super().do_join(assignment, alone)
+
+    worker = Deadly("trains", "gone", "trains", "trains")
+    worker.left = MAX_LOST_JOINS - 1
+    assert follow(worker) == [1, 2, 3]
+    worker = Deadly("trains")
+    worker.left = MAX_LOST_JOINS
+    (reason,) = follow(worker)
+    assert reason == "10 processes died while its training was set up"
+    assert worker.joined == []
 
 
 def test_the_worker_with_the_fewest_trials_is_joined() -> None:

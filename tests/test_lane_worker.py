@@ -239,3 +239,24 @@ def test_a_trial_with_nothing_left_to_train_takes_no_place() -> None:
         assert await join(worker, "b") == Joined([], False)
 
     run(steps())
+
+
+def test_a_trial_that_leaves_in_its_epoch_is_let_go_when_nothing_writes_its_files() -> None:
+    keeper = Keeper()
+
+    async def steps() -> None:
+        worker = LaneWorker(2, lambda: keeper)  # type: ignore[arg-type, return-value]
+        await asyncio.gather(join(worker, "a"), join(worker, "b"))
+        keeper.gate.clear()
+        asked = [asyncio.create_task(epoch(worker, name)) for name in "ab"]
+        while not keeper.rounds:
+            await asyncio.sleep(0.01)
+        leaving = asyncio.create_task(worker.leave("a"))
+        await asyncio.sleep(0.05)
+        assert not leaving.done()
+        keeper.gate.set()
+        assert await leaving == 1
+        assert keeper.epochs.keys() == {"b"}
+        assert [await task for task in asked] == [None, {"epoch": 1}]
+
+    run(steps())

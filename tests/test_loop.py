@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 import random
 import statistics
@@ -418,3 +419,19 @@ def test_products_of_float32_are_what_the_precision_says_and_put_back(precision:
         chosen = {backend.fp32_precision for backend in backends}
     assert chosen == {"tf32" if precision == "tf32" else "ieee"}
     assert [backend.fp32_precision for backend in backends] == before
+
+
+def test_momentum_lies_in_memory_as_the_weights_do_wherever_it_comes_from(tmp_path: Path) -> None:
+    """As from a checkpoint of another `compute.channels_last`: fused SGD walks through memory."""
+    config = _config()
+    splits = load_splits(config.data)
+    straight = Training(config, splits, torch.device("cpu"))
+    straight.run_epoch(1)
+    state = copy.deepcopy(straight.state_dict())
+    for kept in state["optimizer"]["state"].values():
+        kept["momentum_buffer"] = kept["momentum_buffer"].contiguous()
+    resumed = Training(config, splits, torch.device("cpu"))
+    resumed.load_state_dict(state)
+    for param, kept in resumed.optimizer.state.items():
+        assert kept["momentum_buffer"].stride() == param.stride()
+    assert _timeless(resumed.run_epoch(2)) == _timeless(straight.run_epoch(2))

@@ -210,7 +210,8 @@ def _color(images: Tensor, tables: Tensor, numbers: Tensor) -> Tensor:
 def _contrast(images: Tensor, tables: Tensor, numbers: Tensor) -> Tensor:
     grey = _grey(images)
     pixels = grey.shape[2] * grey.shape[3]
-    mean = grey.sum(dim=(2, 3), keepdim=True, dtype=torch.int64).double() / pixels
+    total = grey.sum(dim=(2, 3), keepdim=True, dtype=torch.int64).double()
+    mean = total / torch.full_like(total, pixels)  # total / pixels would be total * (1 / pixels)
     return _blend(images, (mean + 0.5).int(), tables, numbers)
 
 

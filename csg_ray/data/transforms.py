@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -89,13 +90,19 @@ def normalise(images: Sequence[Image.Image]) -> Tensor:
 
 def normalise_pixels(pixels: Tensor) -> Tensor:
     """`normalise` of (N, C, H, W) uint8, C 1 or 3, on any device and to the bit."""
-    mean, std = (
-        torch.tensor(values, device=pixels.device).view(3, 1, 1)
-        for values in (IMAGENET_MEAN, IMAGENET_STD)
-    )
+    levels, mean, std = _statistics(pixels.device)
     # CUDA would multiply by 1 / 255 where the divisor is a plain number.
-    shares = pixels.float().div_(torch.full((), 255.0, device=pixels.device))
-    return (shares - mean).div_(std)
+    return (pixels.float().div_(levels) - mean).div_(std)
+
+
+@lru_cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """255, ImageNet's mean and its deviation; sent to a GPU once, as it is waited for."""
+    return (
+        torch.tensor(255.0, device=device),
+        torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1),
+        torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1),
+    )
 
 
 def denormalise(image: Tensor) -> NDArray[np.float32]:

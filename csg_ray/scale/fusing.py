@@ -12,6 +12,7 @@ import torch
 from csg_ray.config.run import RunConfig
 from csg_ray.data.load import load_splits
 from csg_ray.methods import METHODS
+from csg_ray.scale.gpu_share import CurrentGpu, claim
 from csg_ray.search_space import SearchSpace
 from csg_ray.training.lanes import Lane, Way
 from csg_ray.training.ways import measure_ways
@@ -87,12 +88,17 @@ def _ask_a_worker(space: SearchSpace, counts: Sequence[int]) -> Fusing:
         num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_calls=1
     )(measure_fusing)
     auto = space.search.fuse == "auto"
-    found: Fusing = ray.get(task.remote(configs, counts, resources.cpus_per_worker, auto))
+    share = resources.cpus_per_worker, resources.gpus_per_worker
+    found: Fusing = ray.get(task.remote(configs, counts, *share, auto))
     return found
 
 
 def measure_fusing(
-    configs: Sequence[dict[str, Any]], counts: Sequence[int], cpus: int, auto: bool
+    configs: Sequence[dict[str, Any]],
+    counts: Sequence[int],
+    cpus: int,
+    gpus: float,
+    auto: bool,
 ) -> Fusing:
     """Measure on this machine, with the first trials of a study.
 
@@ -100,9 +106,12 @@ def measure_fusing(
         configs: RunConfigs as mappings, of as many trials as the last of `counts`.
         counts: of trials in one process, in ascending order; without `auto` only one.
         cpus: threads of torch.
+        gpus: the share of a GPU that all of them will have.
         auto: whether the count is to be chosen, or only the way.
     """
     torch.set_num_threads(cpus)
+    if gpus != int(gpus):
+        claim(gpus, CurrentGpu())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lanes: list[Lane] = []
 

@@ -54,7 +54,13 @@ class LeaveCallback(Callback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Its process died, for the last time or not."""
+        """Its process died for the last time."""
+        self._leave(trial)
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Its process died, and another will go on."""
         self._leave(trial)
 
     def _leave(self, trial: Trial) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Collection
 from typing import Any
 
@@ -16,6 +18,8 @@ from csg_ray.storage.paths import StoragePath, open_path
 from csg_ray.storage.records import CHECKPOINT_FILE, read_results
 from csg_ray.training.lanes import EpochReport, Lane, LaneGroup, Way
 from csg_ray.training.recorder import EpochRecorder
+
+logger = logging.getLogger(__name__)
 
 
 class LaneKeeper:
@@ -49,6 +53,7 @@ class LaneKeeper:
             lane = self._open(assignment, directory)
             reports = read_results(directory)
         except Exception as error:
+            _end_if_broken(error)
             report = _failure(directory, error, len(self._trials) + 1)
             joined = Joined([report], finished=True)
         else:
@@ -75,6 +80,8 @@ class LaneKeeper:
             ended = self._group.run_epoch(names)
         except Exception as error:
             ended = dict.fromkeys(names, error)
+        for outcome in ended.values():
+            _end_if_broken(outcome)
         present = len(self._trials)
         return {name: self._settle(name, ended[name], present) for name in names}
 
@@ -115,6 +122,16 @@ class LaneKeeper:
             self.leave(name)
             return _failure(directory, error, present)
         return dict(ended.metrics)
+
+
+def _end_if_broken(outcome: object) -> None:
+    """End the process after an error that leaves its GPU useless: every later call would fail, too.
+
+    Its trials then take it for lost, and go on from their checkpoints, each alone at first.
+    """
+    if isinstance(outcome, torch.AcceleratorError):
+        logger.error("the GPU of this process cannot be used any more: %s", outcome)
+        os._exit(1)
 
 
 def _failure(directory: StoragePath, error: Exception, present: int) -> Report:

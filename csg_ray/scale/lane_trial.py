@@ -15,7 +15,9 @@ from ray.exceptions import RayActorError
 
 # Of the process that trains it, each time during an epoch of this trial, without an epoch between.
 MAX_LOSSES = 3
-ANSWER_SECONDS = 5.0
+# Of one that has just answered, each time while it made this trial's lane. More, as others may be
+# at fault; a lane that ends its process is given up all the same.
+MAX_LOST_JOINS = 10
 RETRY_SECONDS = 0.5
 
 Report = dict[str, Any]
@@ -57,12 +59,16 @@ class LaneTrial:
         self._name: str = assignment["id"]
         self._workers = workers
         self._known: int = assignment["known_epochs"]
-        self._losses = 0
+        self._losses = self._lost_joins = 0
 
     def reports(self) -> Iterator[Report]:
         """The reports of all epochs from the first that the driver does not know."""
         while self._losses < MAX_LOSSES:
-            worker, joined = self._join()
+            place = self._join()
+            if place is None:
+                yield {"error": f"{MAX_LOST_JOINS} processes died while its training was set up"}
+                return
+            worker, joined = place
             for report in joined.reports:
                 yield self._noted(report)
             if joined.finished:
@@ -75,40 +81,42 @@ class LaneTrial:
 
     def _noted(self, report: Report) -> Report:
         if "epoch" in report:
-            self._known, self._losses = int(report["epoch"]), 0
+            self._known = int(report["epoch"])
+            self._losses = self._lost_joins = 0
         return report
 
     def _is_last(self, report: Report) -> bool:
         epochs = self._assignment["config"]["train"]["epochs"]
         return bool(report["diverged"]) or report["epoch"] >= epochs
 
-    def _join(self) -> tuple[Any, Joined]:
-        """Wait for a place, in the worker with the fewest trials first."""
+    def _join(self) -> tuple[Any, Joined] | None:
+        """Wait for a place, in the worker with the fewest trials first; None to give up."""
         assignment = self._assignment | {"known_epochs": self._known}
-        while True:
+        while self._lost_joins < MAX_LOST_JOINS:
             for worker in self._by_load():
                 try:
                     joined = ray.get(worker.join.remote(assignment, self._losses > 0))
                 except RayActorError:
+                    self._lost_joins += 1
                     continue
                 if joined is not None:
                     return worker, joined
             time.sleep(RETRY_SECONDS)
+        return None
 
     def _by_load(self) -> list[Any]:
         """The workers that answer, those with the fewest trials first.
 
-        What an earlier try of this trial has left there goes.
+        What an earlier try of this trial has left there goes. All are waited for: one that still
+        trains the trial would write the files that the next one writes.
         """
         asked = [worker.leave.remote(self._name) for worker in self._workers]
-        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
         loads = []
         for index, (reference, worker) in enumerate(zip(asked, self._workers, strict=True)):
-            if reference in answered:
-                try:
-                    loads.append((ray.get(reference), self._turn(index), worker))
-                except RayActorError:
-                    continue
+            try:
+                loads.append((ray.get(reference), self._turn(index), worker))
+            except RayActorError:
+                continue
         return [worker for *_, worker in sorted(loads, key=lambda load: load[:2])]
 
     def _turn(self, index: int) -> int:

@@ -44,6 +44,10 @@ class _Place:
     def asks(self) -> bool:
         return self.begun is not None and not self.begun.done()
 
+    @property
+    def is_trained(self) -> bool:
+        return self.begun is not None and self.begun.done() and not self.ended.done()
+
     def ask(self) -> asyncio.Future[bool]:
         self.begun, self.ended = asyncio.Future(), asyncio.Future()
         return self.begun
@@ -111,13 +115,19 @@ class LaneWorker:
         return joined
 
     async def leave(self, name: str) -> int:
-        """Give up the place of a trial, if it has one; how many are taken now."""
+        """Give up the place of a trial, if it has one; how many are taken now.
+
+        It returns when nothing here writes the trial's files any more.
+        """
         place = self._places.pop(name, None)
         if place is not None:
+            is_trained = place.is_trained
             place.vacate()
             self._changed.set()
-            # Nobody waits for it: an epoch of the others may be under way.
-            self._in_thread(lambda keeper: keeper.leave(name))
+            left = self._in_thread(lambda keeper: keeper.leave(name))
+            # An epoch of the others alone is not waited for.
+            if is_trained:
+                await left
         return len(self._places)
 
     async def begin(self, name: str) -> bool:

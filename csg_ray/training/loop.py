@@ -155,6 +155,10 @@ class Training:
         """Take back what `state_dict` returned."""
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        # Fused kernels walk through memory: a buffer must lie there as its parameter does.
+        for param, kept in self.optimizer.state.items():
+            if (buffer := kept.get("momentum_buffer")) is not None:
+                kept["momentum_buffer"] = torch.empty_like(param).copy_(buffer)
         self.step = state["step"]
         self.guard.skipped_in_a_row = state["skipped_in_a_row"]
         self._rng = state["rng"]

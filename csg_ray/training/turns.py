@@ -12,6 +12,7 @@ import torch
 
 from csg_ray.data.loader import Batch
 from csg_ray.methods.base import Reference, ReferenceMethod
+from csg_ray.models.precision import float32_products
 
 if TYPE_CHECKING:
     from csg_ray.training.loop import Metrics, Training
@@ -52,7 +53,7 @@ def _attempt(
 ) -> Metrics | None:
     started = time.perf_counter()
     try:
-        with training.own_generators():
+        with float32_products(training.config.compute.precision), training.own_generators():
             return act()
     except Exception as error:
         outcomes[training] = error

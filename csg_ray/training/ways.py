@@ -62,13 +62,13 @@ def _seconds(
     times = []
     for _ in range(min(1 + steps, *(training.steps_per_epoch for training in trainings))):
         started = time.perf_counter()
-        next(going)
+        next(going, None)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-    for outcome in outcomes.values():
-        if isinstance(outcome, Exception) and not isinstance(outcome, DivergedError):
-            raise outcome
+        for outcome in outcomes.values():
+            if isinstance(outcome, Exception) and not isinstance(outcome, DivergedError):
+                raise outcome
     return statistics.median(times[1:] or times) / len(trainings)
 
 
