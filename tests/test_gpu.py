@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -82,22 +82,21 @@ def test_every_method_trains_on_cuda(tmp_path: Path, name: str, like: RunConfig)
     assert all(math.isfinite(value) for report in reports for value in report.values())
 
 
-def _training(config: RunConfig, steps: int) -> tuple[Training, list[Batch]]:
-    """A training on CUDA, and its first batches there."""
+def _training(config: RunConfig) -> tuple[Training, Iterator[Batch]]:
+    """A training on CUDA, and its batches there."""
     training = Training(config, load_splits(config.data), torch.device("cuda"))
     training.begin_epoch(1)
-    batches = [batch.to("cuda") for batch in training.batches]
-    return training, batches[:steps]
+    return training, (batch.to("cuda") for batch in training.batches)
 
 
 @pytest.mark.parametrize("config", [CONFIG, SCENES], ids=["digits", "scenes"])
 def test_a_step_does_not_wait_for_the_gpu(config: RunConfig) -> None:
-    training, (first, second, *_) = _training(config, 2)
-    training.train_on(first)  # the first one allocates, and chooses kernels
+    training, batches = _training(config)
+    training.train_on(next(batches))  # the first one allocates, and chooses kernels
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        training.train_on(second)
+        training.train_on(next(batches))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert training.guard.take_skipped(2) == 0
@@ -106,7 +105,8 @@ def test_a_step_does_not_wait_for_the_gpu(config: RunConfig) -> None:
 def test_encoders_run_in_bfloat16_and_nothing_is_kept_in_it() -> None:
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this GPU has no bfloat16")
-    training, (batch, *_) = _training(CONFIG, 1)
+    training, batches = _training(CONFIG)
+    batch = next(batches)
     maps = training.method.features(batch.views[0])
     assert maps[4].dtype == torch.float32
     assert maps[4].equal(maps[4].bfloat16().float())
