@@ -17,10 +17,8 @@ size of table 1: 55,388 images of 2,048 channels, a minute a variant on two core
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -29,6 +27,7 @@ import time
 from pathlib import Path
 
 import torch
+from machine import describe_machine, write_result
 from torch import Tensor
 
 from csg_ray.metrics import _default_block_size, _squared_distances, hyperspherical_energies
@@ -161,19 +160,6 @@ def print_second_floor(rows: int, speeds: list[float]) -> None:
     )
 
 
-def hardware() -> dict[str, object]:
-    """What a figure stands beside."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cpu": model or platform.processor(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
-    }
-
-
 def main() -> None:
     """Compare at one size."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -188,11 +174,8 @@ def main() -> None:
     if arguments.variant:
         measure_here(arguments.variant, rows, channels)
         return
-    machine = hardware()
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    result = machine | compare(rows, channels, arguments.rounds)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(", ".join(f"{name} {value}" for name, value in describe_machine().items()))
+    write_result(arguments.out, compare(rows, channels, arguments.rounds))
 
 
 if __name__ == "__main__":

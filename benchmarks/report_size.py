@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import subprocess
 import sys
@@ -20,25 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from synthetic import accuracy, energy, epoch_seconds, learning_curve
+from synthetic import accuracy, draw, energy, epoch_seconds, learning_curve
 
 from csg_ray.config.reader import dump_yaml
 from csg_ray.scale.halving import SuccessiveHalving
-from csg_ray.search_space import Choice, Domain, Integer, SearchSpace, load_search_space
+from csg_ray.search_space import SearchSpace, load_search_space
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 ACCURACY, ENERGY = "target_val/mean_class_accuracy", "target_val/hse"
-
-
-def draw(domain: Domain, draws: random.Random) -> Any:
-    """A value of a searched setting."""
-    if isinstance(domain, Choice):
-        return draws.choice(domain.values)
-    if isinstance(domain, Integer):
-        return draws.randint(domain.low, domain.high)
-    if domain.log:
-        return math.exp(draws.uniform(math.log(domain.low), math.log(domain.high)))
-    return draws.uniform(domain.low, domain.high)
 
 
 def write_study(directory: Path, count: int) -> None:

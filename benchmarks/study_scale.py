@@ -23,7 +23,6 @@ import argparse
 import heapq
 import io
 import json
-import math
 import os
 import random
 import resource
@@ -39,14 +38,14 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import optuna
-from synthetic import epoch_seconds, learning_curve
+from synthetic import draw, epoch_seconds, learning_curve
 
 from csg_ray.config.reader import dump_yaml
 from csg_ray.results.cost import Meter
 from csg_ray.results.optuna_study import frozen_trial
 from csg_ray.results.study import Trial
 from csg_ray.scale.halving import SuccessiveHalving
-from csg_ray.search_space import METRICS, Choice, Domain, Integer, SearchSpace, load_search_space
+from csg_ray.search_space import METRICS, SearchSpace, load_search_space
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 METRIC = "target_val/mean_class_accuracy"
@@ -344,17 +343,6 @@ class History:
         self.trials.append(
             Trial(f"{int(name):05d}", params, "sampler", state, "", tuple(results), Path())
         )
-
-
-def draw(domain: Domain, draws: random.Random) -> Any:
-    """A random value."""
-    if isinstance(domain, Choice):
-        return draws.choice(domain.values)
-    if isinstance(domain, Integer):
-        return draws.randint(domain.low, domain.high)
-    if domain.log:
-        return math.exp(draws.uniform(math.log(domain.low), math.log(domain.high)))
-    return draws.uniform(domain.low, domain.high)
 
 
 class AtWork:

@@ -7,9 +7,22 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from csg_ray.search_space import Choice, Domain, Integer
+
 STAGES = {"4": 0.0, "3,4": 0.02, "2,3,4": 0.04, "1,2,3,4": 0.01}
 MOMENTA = {0.9: 0.0, 0.99: 0.01, 0.999: 0.02, 0.9999: -0.02}
 NOISE = 0.01
+
+
+def draw(domain: Domain, draws: random.Random) -> Any:
+    """A value of a searched setting."""
+    if isinstance(domain, Choice):
+        return draws.choice(domain.values)
+    if isinstance(domain, Integer):
+        return draws.randint(domain.low, domain.high)
+    if domain.log:
+        return math.exp(draws.uniform(math.log(domain.low), math.log(domain.high)))
+    return draws.uniform(domain.low, domain.high)
 
 
 def accuracy(params: Mapping[str, Any]) -> float:

@@ -1,7 +1,8 @@
-"""Time and peak memory of one training step: against the plain step, and against vanilla's.
+r"""Time and peak memory of one training step: against the plain step, and against vanilla's.
 
     python benchmarks/training_step.py --against plain      # on a GPU, at the published sizes
-    python benchmarks/training_step.py --against plain --workload visda17 --model resnet50 --batch 8
+    python benchmarks/training_step.py --against plain --together --workload visda17 \
+        --model resnet50 --batch 8                          # on a CPU
     python benchmarks/training_step.py                      # every method against vanilla
     python benchmarks/training_step.py --workload digits    # the embedded task
 
@@ -287,6 +288,33 @@ def compare(
     return {"workload": name, "model": model, "batch": batch_size, "steps": steps, "runs": taken}
 
 
+def compare_together(
+    name: str, workload: Workload, methods: list[str], batch_size: int, rounds: int
+) -> dict[str, Any]:
+    """A step of each in every round, all in this process: less noise, and no memory."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"{name}: {workload.model.name}, {workload.side} px, batch {batch_size}, {rounds} rounds")
+    contenders = {method: contender(workload, method, batch_size, device) for method in methods}
+    taken: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
+    for _ in range(1 + rounds):
+        for method, step in contenders.items():
+            clocks = time.perf_counter(), time.process_time()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            taken[method].append((time.perf_counter() - clocks[0], time.process_time() - clocks[1]))
+    print(f"  {'':21s}   seconds   times as fast as {methods[0]}: by the clock, processor time")
+    first = taken[methods[0]][1:]
+    for method, each in taken.items():
+        ratios = [
+            statistics.median(a[clock] / b[clock] for a, b in zip(first, each[1:], strict=True))
+            for clock in range(2)
+        ]
+        seconds = statistics.median(by_clock for by_clock, _ in each[1:])
+        print(f"  {method:21s} {seconds:9.4f}   {ratios[0]:.2f}, {ratios[1]:.2f}")
+    return {"workload": name, "model": workload.model.name, "batch": batch_size, "runs": taken}
+
+
 def main() -> None:
     """Compare the methods on every workload, or on the one named."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -297,6 +325,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", choices=("vanilla", "plain"), default="vanilla")
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, *AGAINST_PLAIN))
+    parser.add_argument("--together", action="store_true", help="all in one process, no memory")
     parser.add_argument("--out", type=Path, help="keep the figures in this file")
     parser.add_argument("--method", help="measure once, in this process")
     arguments = parser.parse_args()
@@ -309,17 +338,14 @@ def main() -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads")
     methods = arguments.methods or (AGAINST_PLAIN if arguments.against == "plain" else METHODS)
-    figures = [
-        compare(
-            name,
-            workload,
-            _possible(methods, workload),
-            arguments.batch or workload.batch_size,
-            arguments.steps,
-            arguments.rounds,
-        )
-        for name, workload in workloads.items()
-    ]
+    figures = []
+    for name, workload in workloads.items():
+        whom = name, workload, _possible(methods, workload)
+        size, rounds = arguments.batch or workload.batch_size, arguments.rounds
+        if arguments.together:
+            figures.append(compare_together(*whom, size, rounds))
+        else:
+            figures.append(compare(*whom, size, arguments.steps, rounds))
     write_result(arguments.out, figures)
 
 
